@@ -1,0 +1,80 @@
+"""Group commit: many callers, one costly durable step for all that came meanwhile.
+
+Rule 1: a caller resumes only when its own item is through.
+Rule 2: one group at a time, items in the order they were put: what one group read, the next may rely on.
+Rule 3: a caller that is cancelled takes nothing back: the group goes on without it.
+Rule 4: no task and no thread of our own; the executor is handed in (a simulation hands in one that runs inline).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class GroupCommit(Generic[Item, Result]):
+    """Runs `commit(items)` on an executor, for whatever was put since the last group.
+
+    Args:
+        executor: Where `commit` runs; it must run one call at a time.
+        commit: Takes a group, returns a result or an exception for each item, in order. What it raises
+            goes to every caller of the group.
+        landed: Called on the loop's thread after each group, before its callers resume.
+        max_group: Items a group takes at most.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        commit: Callable[[Sequence[Item]], Sequence[Result | BaseException]],
+        landed: Callable[[], None] | None = None,
+        max_group: int = 256,
+    ) -> None:
+        self._executor = executor
+        self._commit = commit
+        self._landed = landed
+        self._max_group = max_group
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._busy = False
+
+    def put(self, item: Item) -> asyncio.Future[Result]:
+        """Queue an item for the next group; the future ends with its result. Call it on the loop's thread."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting.append((item, future))
+        if not self._busy:
+            # One turn of the loop later: all that became ready in this turn shares the group.
+            self._busy = True
+            loop.call_soon(self._start, loop)
+        return future
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_group))]
+        done = self._executor.submit(self._commit, [item for item, _ in group])
+        done.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._land, loop, group, ended))
+
+    def _land(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        group: list[tuple[Item, asyncio.Future[Result]]],
+        ended: Future[Sequence[Result | BaseException]],
+    ) -> None:
+        failure = ended.exception()
+        results: Sequence[Result | BaseException] = [failure] * len(group) if failure else ended.result()
+        if self._landed is not None:
+            self._landed()
+        for (_, future), result in zip(group, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        if self._waiting:
+            self._start(loop)
+        else:
+            self._busy = False

@@ -1,0 +1,116 @@
+"""What the engine asks of the other rooms. `batch.py` hands the implementations in.
+
+Rule 1: the engine knows these and no implementation; so it runs without network and disk in tests.
+Rule 2: outcomes are values. Only what must end the run is raised.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .models import (
+    FetchFailed,
+    Kind,
+    PaidImage,
+    QueuedJob,
+    Reply,
+    Reserve,
+    SendTrace,
+    Settled,
+    Signal,
+    StoredImage,
+    Totals,
+)
+
+
+class Clock(Protocol):
+    """Time. The wall clock is for records, the monotonic one for every wait and duration."""
+
+    def monotonic_s(self) -> float:
+        """Return seconds on a clock that never jumps."""
+
+    def wall_us(self) -> int:
+        """Return microseconds since the epoch, UTC."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class Endpoint(Protocol):
+    """The paid endpoint."""
+
+    async def generate(self, job: QueuedJob, trace: SendTrace) -> Reply:
+        """Buy one image. Not idempotent: each call may be charged. Never called again on its own.
+
+        Sets `trace.sent_at_s` before the first byte can leave. Returns every ending as a value; a cancelled
+        call with a sent trace is a doubt.
+        """
+
+
+class Images(Protocol):
+    """From a url to a verified, durable file."""
+
+    async def fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
+        """Fetch once. Free, so it may be called again. A returned StoredImage is on disk, durable, under its name."""
+
+
+class Store(Protocol):
+    """The state file. Each method returns when its change is durable, or has raised.
+
+    Raises (any of them):
+        DiskError: the change is not durable; nothing may be sent any more.
+    """
+
+    @property
+    def totals(self) -> Totals:
+        """The ledger's sums over the life of the batch, as of the last commit."""
+
+    @property
+    def run_totals(self) -> Totals:
+        """The same of this run."""
+
+    def price_micro(self, kind: Kind) -> int | None:
+        """The highest price seen of a kind, as of the last commit; None: none seen."""
+
+    async def next_pending(self, limit: int) -> Sequence[QueuedJob]:
+        """Take up to `limit` pending jobs of the manifest, in its order; each is handed out once a run."""
+
+    async def next_resend(self, limit: int) -> Sequence[QueuedJob]:
+        """Take up to `limit` jobs that are in doubt since before this run and may be sent again once."""
+
+    async def begin(self, job: QueuedJob, reserve: Reserve) -> int:
+        """Write the attempt with its reserve and the job as `sending`, in one commit; return the attempt.
+
+        Only after this may a byte leave.
+        """
+
+    async def settle(self, attempt: int, job: QueuedJob, settled: Settled) -> PaidImage | None:
+        """Close an attempt and move its job, in one commit; return the image to fetch if it is paid."""
+
+    async def next_paid(self, limit: int) -> Sequence[PaidImage]:
+        """Take up to `limit` paid images that earlier runs left unfetched; each is handed out once a run."""
+
+    async def finish(self, index: int, image: StoredImage) -> None:
+        """Record the image and the job as `done`."""
+
+    async def unfetched(self, index: int, failure: FetchFailed, lost: bool) -> None:
+        """Record a failed fetch; `lost`: the image can no longer be had."""
+
+
+class Pacer(Protocol):
+    """When the next paid call may start."""
+
+    async def admit(self, kind: Kind) -> bool:
+        """Wait for a turn. False: no further call may start in this run (deadline, drain, gave up)."""
+
+    def ended(self, kind: Kind, signal: Signal, latency_s: float | None, retry_after_s: float | None) -> None:
+        """Give the turn back, with what the call taught. Called exactly once for each admitted call."""
+
+    def withdraw(self) -> None:
+        """Give a turn back unused: nothing was attempted."""
+
+
+class Events(Protocol):
+    """Where what happens is told: `run.log`, the progress bar, the account of the night."""
+
+    def emit(self, event: str, /, **facts: object) -> None:
+        """Tell one event. Never raises, never blocks for long."""

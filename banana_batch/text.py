@@ -1,0 +1,63 @@
+"""Other people's text, made safe for the place where it is shown.
+
+One function per place, the same everywhere: terminals and logs (`printable`), spreadsheets (`csv_cell`),
+file names (`slug`). Prompts themselves are never altered on their way to the endpoint.
+"""
+
+import re
+import unicodedata
+
+# C0, DEL and C1 controls (terminal escapes start here), line and paragraph separators (they split log
+# records), bidirectional overrides and isolates (they reorder what a person reads), lone surrogates.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\0", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+MAX_MESSAGE_CHARS = 512  # safety.md, S10
+
+
+def printable(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
+    """Return one line without control characters, escapes or bidi marks, cut to `limit` characters."""
+    clean = _UNSAFE.sub(" ", text[: limit * 4])
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def csv_cell(text: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula (OWASP: a leading apostrophe)."""
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
+
+
+def slug(text: str, max_bytes: int = 60) -> str:
+    """Return `text` as lower-case ASCII words joined by dashes, at most `max_bytes` long; may be empty."""
+    folded = unicodedata.normalize("NFKD", text[: max_bytes * 8]).encode("ascii", "ignore").decode().lower()
+    joined = re.sub(r"[^a-z0-9]+", "-", folded).strip("-")
+    if len(joined) <= max_bytes:
+        return joined
+    cut = joined[: max_bytes + 1].rsplit("-", 1)[0] if "-" in joined[: max_bytes + 1] else joined[:max_bytes]
+    return cut[:max_bytes].strip("-")
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """Return `1 image`, `2 images`, `1,632 images`."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return `45 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def bytes_text(count: int) -> str:
+    """Return `820 B`, `20 KB`, `1.5 MB`, `2.1 GB` (powers of 1,000)."""
+    size = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit in ("B", "KB") else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
