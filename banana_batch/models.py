@@ -104,6 +104,7 @@ class QueuedJob:
 
     Attributes:
         index: Order in which the batch first saw the job, from 1.
+        attempts: Requests made for it so far, over all runs.
         tries: Attempts used up by refusals that may pass.
         resend: It was in doubt, and the user said to send it again in this run.
     """
@@ -113,6 +114,7 @@ class QueuedJob:
     kind: Kind
     request: str
     references: str | None
+    attempts: int
     tries: int
     resend: bool = False
 

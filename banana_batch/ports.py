@@ -71,8 +71,11 @@ class Store(Protocol):
     def price_micro(self, kind: Kind) -> int | None:
         """The highest price seen of a kind, as of the last commit; None: none seen."""
 
-    async def next_pending(self, limit: int) -> Sequence[QueuedJob]:
-        """Take up to `limit` pending jobs of the manifest, in its order; each is handed out once a run."""
+    async def next_pending(self, limit: int, *, known_only: bool = False) -> Sequence[QueuedJob]:
+        """Take up to `limit` pending jobs of the manifest, in its order; each is handed out once a run.
+
+        `known_only`: only such as were sent before.
+        """
 
     async def next_resend(self, limit: int) -> Sequence[QueuedJob]:
         """Take up to `limit` jobs that are in doubt since before this run and may be sent again once."""

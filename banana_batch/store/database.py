@@ -1,0 +1,216 @@
+"""Opening the state file: checked, durable, never started over.
+
+Rule 1: a file that is not ours, newer, too old, or damaged is refused; nothing is repaired in silence.
+Rule 2: WAL and synchronous=FULL are read back: a pragma that failed leaves no trace but its answer.
+Rule 3: one writing connection; readers open read-only and never take the lock.
+"""
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+from banana_batch.errors import DiskError, ManifestError, OutputError, SettingsError
+
+STATE_NAME = "state.sqlite3"
+IMAGES_NAME = "images"
+APPLICATION_ID = 0x42414E42
+VERSION = 1
+BUSY_MS = 10_000
+
+# A whole check reads the whole file: above this size only after a run that did not end by itself.
+CHECKED_ALWAYS_BYTES = 64 << 20
+
+# Statements that lead from version N to N + 1.
+MIGRATIONS: dict[int, str] = {}
+
+
+def state_path(out: Path) -> Path:
+    """Return where the batch in `out` keeps its state."""
+    return out / STATE_NAME
+
+
+def exists(out: Path) -> bool:
+    """Tell whether there is a batch in `out`.
+
+    Raises:
+        ManifestError: images without a state: starting over would pay for them again.
+    """
+    if state_path(out).exists():
+        return True
+    with contextlib.suppress(OSError), os.scandir(out / IMAGES_NAME) as entries:
+        if any(not entry.name.startswith(".") for entry in entries):
+            raise ManifestError(
+                f"{out}: there are images but no {STATE_NAME}: their jobs and what they cost are not known",
+                f"put {STATE_NAME} back from a backup, or move {out / IMAGES_NAME} away to start over and pay again",
+            )
+    return False
+
+
+def create(out: Path) -> None:
+    """Make the output folder (0700) and an empty, durable state file in it (0600).
+
+    Raises:
+        OutputError: the folder or the file can't be made.
+        SettingsError: the file system can't hold a durable SQLite file.
+    """
+    try:
+        make_folder(out)
+        # Under another name until it is whole: a state file that is empty or half made is never ours.
+        unborn = out / f".{STATE_NAME}.new"
+        unborn.unlink(missing_ok=True)
+        os.close(os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        with contextlib.closing(_connect(unborn)) as db:
+            _make_durable(db, out)
+            script = files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+            db.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
+        unborn.rename(state_path(out))
+        # SQLite ignores a failed sync of a directory, so the names are made durable here.
+        for folder in (out, out.parent):
+            sync_folder(folder)
+    except OSError as failed:
+        code = failed.errno
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise DiskError(f"{out}: {failed.strerror}", "free some space, then run again") from failed
+        raise OutputError(f"{out}: can't be used as an output folder: {failed.strerror}") from failed
+    except sqlite3.OperationalError as failed:
+        raise DiskError(f"{state_path(out)}: {failed}", "free some space or mend the disk, then run again") from failed
+
+
+def make_folder(out: Path) -> None:
+    """Make a private folder and make the names on the way to it durable. Raises OSError."""
+    made = []
+    for folder in (*reversed(out.parents), out):
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
+            made.append(folder)
+    for folder in made:
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_writer(out: Path) -> sqlite3.Connection:
+    """Open the state for the one run that holds the lock; check and, if it is older, migrate it.
+
+    The connection may be handed to another thread, which then is its only user.
+
+    Raises:
+        ManifestError: damaged, not ours, newer, or too old.
+        DiskError: it can't be read.
+    """
+    with _refusing_damage(out):
+        db = _connect(state_path(out))
+        try:
+            _check(db, out)
+            _make_durable(db, out)
+            _migrate(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+def open_reader(out: Path) -> sqlite3.Connection:
+    """Open the state to look at it, also while a run is live; can't write.
+
+    Raises:
+        ManifestError, DiskError: as `open_writer`.
+    """
+    with _refusing_damage(out):
+        db = _connect(state_path(out), mode="ro")
+        try:
+            _check_version(db, out)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
+    uri = f"file:{_uri_path(path)}?mode={mode}"
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
+    db.row_factory = sqlite3.Row
+    # S12: a tampered file may carry views and triggers that call functions.
+    db.execute("PRAGMA trusted_schema = OFF")
+    db.execute("PRAGMA foreign_keys = ON")
+    db.execute("PRAGMA temp_store = FILE")
+    return db
+
+
+def _uri_path(path: Path) -> str:
+    return str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _make_durable(db: sqlite3.Connection, out: Path) -> None:
+    mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    db.execute("PRAGMA synchronous = FULL")
+    level = db.execute("PRAGMA synchronous").fetchone()[0]
+    if mode != "wal" or level != 2:
+        raise SettingsError(
+            f"{out}: this file system can't hold a durable state file (journal {mode}, synchronous {level})",
+            "choose an output folder on a local disk: -o DIR",
+        )
+    # Fewer, larger checkpoints: each one syncs the whole file once more.
+    db.execute("PRAGMA wal_autocheckpoint = 4000")
+
+
+def _check(db: sqlite3.Connection, out: Path) -> None:
+    _check_version(db, out)
+    unclean = db.execute("SELECT 1 FROM runs WHERE ended_us IS NULL ORDER BY run DESC LIMIT 1").fetchone()
+    if unclean or state_path(out).stat().st_size <= CHECKED_ALWAYS_BYTES:
+        found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise damaged(out, str(found))
+
+
+def _check_version(db: sqlite3.Connection, out: Path) -> None:
+    ours = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if ours != APPLICATION_ID:
+        raise damaged(out, "it is no state file of this program")
+    if version > VERSION:
+        raise ManifestError(
+            f"{state_path(out)}: written by a newer version (state version {version}, this one knows up to {VERSION})",
+            "use that version, or a newer one; nothing was changed",
+        )
+    if version < VERSION and version not in MIGRATIONS:
+        raise damaged(out, f"state version {version} is not known")
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    while version < VERSION:
+        db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;")
+        version += 1
+
+
+def damaged(out: Path, found: str) -> ManifestError:
+    """Return the refusal of a state file that can't be trusted."""
+    path = state_path(out)
+    return ManifestError(
+        f"{path}: damaged ({found}); nothing was sent and nothing was changed",
+        f"put back a copy of it; or save what is readable: sqlite3 {path} .recover; a new batch needs another folder",
+    )
+
+
+@contextlib.contextmanager
+def _refusing_damage(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as failed:
+        if "no such" in str(failed):
+            raise damaged(out, str(failed)) from failed
+        raise DiskError(f"{state_path(out)}: {failed}", "mend the disk or the permissions, then run again") from failed
+    except sqlite3.DatabaseError as failed:
+        raise damaged(out, str(failed)) from failed

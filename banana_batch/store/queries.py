@@ -1,0 +1,190 @@
+"""What people ask of a batch. Reads only; works while a run is live, never waits for it.
+
+Rule: each query is bounded by an index or by what it returns; none walks the batch to print a number.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from banana_batch.lifecycle import JobState
+from banana_batch.models import Kind, Totals
+
+LedgerKey = Literal["run", "day", "model", "size"]
+
+_RESULTS = """
+SELECT jobs.job, jobs.id, jobs.state, jobs.request, jobs.unsent, jobs.meta, jobs.attempts,
+  images.path, images.bytes, images.sha256, images.width, images.height, images.content_type, images.image_url,
+  images.done_us AS done_at_us, images.warning,
+  attempts.credits, attempts.latency_s, attempts.sent_us AS sent_at_us,
+  iif(jobs.state IN ('paid', 'lost'), images.error_class, iif(jobs.state IN ('failed', 'in_doubt', 'dropped',
+    'pending'), attempts.class, NULL)) AS error_class,
+  iif(jobs.state IN ('paid', 'lost'), images.error_message, iif(jobs.state IN ('failed', 'in_doubt', 'dropped',
+    'pending'), attempts.message, NULL)) AS error_message
+FROM jobs
+LEFT JOIN images USING (job)
+LEFT JOIN attempts ON attempts.attempt = jobs.attempt
+"""
+_KEYS: dict[LedgerKey, str] = {
+    "run": "CAST(attempts.run AS TEXT)",
+    "day": "date(attempts.sent_us / 1000000, 'unixepoch', 'localtime')",
+    "model": "kinds.model",
+    "size": "kinds.image_size",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """A line of the ledger; amounts in millionths."""
+
+    key: str
+    attempts: int
+    spent: int
+    at_risk: int
+    wasted: int
+
+
+@dataclass(frozen=True, slots=True)
+class LastRun:
+    """The newest run; the ending is None while it is live, or if it died."""
+
+    run: int
+    pid: int
+    host: str
+    started_us: int
+    ended_us: int | None
+    exit: int | None
+    reason: str | None
+    budget: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KindHistory:
+    """What a model × size has cost and taken.
+
+    Attributes:
+        mean_micro, highest_micro: None without a priced answer.
+        latencies_s: Of the newest answers, at most 500, unsorted.
+    """
+
+    kind: Kind
+    answers: int
+    mean_micro: int | None
+    highest_micro: int | None
+    latencies_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A job in doubt, with what is known of its request."""
+
+    index: int
+    id: str
+    request: str
+    attempt: int
+    sent_us: int
+    latency_s: float | None
+    error_class: str | None
+    message: str | None
+    at_risk: int
+
+
+def counts(db: sqlite3.Connection) -> dict[JobState, int]:
+    """Return how many jobs of the batch are in each state."""
+    found = dict(db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+    return {state: int(found.get(state, 0)) for state in JobState}
+
+
+def manifest_counts(db: sqlite3.Connection) -> dict[JobState, int]:
+    """Return the same for the jobs of the current manifest: they decide the exit code."""
+    found = dict(db.execute("SELECT state, count(position) FROM jobs GROUP BY state").fetchall())
+    return {state: int(found.get(state, 0)) for state in JobState}
+
+
+def totals(db: sqlite3.Connection) -> Totals:
+    """Return the ledger's sums."""
+    row = db.execute("SELECT sum(reserved), sum(spent), sum(at_risk), sum(wasted) FROM runs").fetchone()
+    return Totals(*(value or 0 for value in row))
+
+
+def last_run(db: sqlite3.Connection) -> LastRun | None:
+    """Return the newest run; None before the first."""
+    row = db.execute(
+        "SELECT run, pid, host, started_us, ended_us, exit, reason, budget FROM runs ORDER BY run DESC LIMIT 1"
+    ).fetchone()
+    return None if row is None else LastRun(*row)
+
+
+def ledger(db: sqlite3.Connection, by: LedgerKey) -> list[LedgerRow]:
+    """Return the attempts' sums by run, local day, model or image size."""
+    rows = db.execute(
+        f"""
+        SELECT {_KEYS[by]} AS key, count(*) AS attempts,
+          sum(iif(outcome IN ('paid', 'charged'), credits, 0)) AS spent,
+          sum(iif(outcome IN ('doubt', 'unpriced', 'sending'), reserved, 0)) AS at_risk,
+          sum(iif(wasted AND outcome IN ('paid', 'charged'), credits, 0)) AS wasted
+        FROM attempts JOIN kinds USING (kind) GROUP BY 1 ORDER BY min(attempts.attempt)
+        """
+    )
+    return [LedgerRow(*row) for row in rows]
+
+
+def sums_agree(db: sqlite3.Connection) -> bool:
+    """Hold the kept sums against the attempts themselves."""
+    rows = db.execute(
+        """
+        SELECT 1 FROM runs LEFT JOIN
+          (SELECT run, sum(attempts) AS attempts, sum(reserved) AS reserved, sum(spent) AS spent,
+             sum(at_risk) AS at_risk, sum(wasted) AS wasted FROM ledger GROUP BY run) AS counted USING (run)
+        WHERE (runs.attempts, runs.reserved, runs.spent, runs.at_risk, runs.wasted) IS NOT
+          (ifnull(counted.attempts, 0), ifnull(counted.reserved, 0), ifnull(counted.spent, 0),
+           ifnull(counted.at_risk, 0), ifnull(counted.wasted, 0)) LIMIT 1
+        """
+    )
+    return rows.fetchone() is None
+
+
+def results(db: sqlite3.Connection, state: JobState | None = None) -> Iterator[sqlite3.Row]:
+    """Yield a row for each job, in the manifest's order; jobs that are not in it come last, by index."""
+    where, values = ("WHERE jobs.state = ?", (state,)) if state else ("", ())
+    yield from db.execute(f"{_RESULTS} {where} ORDER BY jobs.position IS NULL, jobs.position, jobs.job", values)
+
+
+def result(db: sqlite3.Connection, job: int) -> sqlite3.Row:
+    """Return one job's row."""
+    row: sqlite3.Row = db.execute(f"{_RESULTS} WHERE jobs.job = ?", (job,)).fetchone()
+    return row
+
+
+def doubts(db: sqlite3.Connection, *, manifest_only: bool = False) -> Iterator[Doubt]:
+    """Yield each job in doubt with its newest request, in the manifest's order."""
+    also = "AND position IS NOT NULL" if manifest_only else ""
+    for row in db.execute(
+        "SELECT jobs.job, id, request, attempts.attempt, sent_us, latency_s, class, message, reserved"
+        " FROM jobs JOIN attempts ON attempts.attempt = jobs.attempt"
+        f" WHERE state = 'in_doubt' {also} ORDER BY position IS NULL, position, jobs.job"
+    ):
+        yield Doubt(*row)
+
+
+def history(db: sqlite3.Connection) -> list[KindHistory]:
+    """Return what each model × size has cost and taken so far."""
+    kinds = db.execute("SELECT kind, model, image_size, answers, spent, highest FROM kinds").fetchall()
+    return [
+        KindHistory(
+            Kind(row["model"], row["image_size"]),
+            row["answers"],
+            row["spent"] // row["answers"] if row["answers"] else None,
+            row["highest"],
+            tuple(latency for (latency,) in db.execute(_LATENCIES, (row["kind"],))),
+        )
+        for row in kinds
+    ]
+
+
+# Of the newest attempts only: a night's latency is no guide to another month's, and the table may hold millions.
+_LATENCIES = """
+SELECT latency_s FROM (SELECT kind, outcome, latency_s FROM attempts ORDER BY attempt DESC LIMIT 2000)
+WHERE kind = ? AND outcome IN ('paid', 'unpriced') AND latency_s IS NOT NULL LIMIT 500
+"""
