@@ -1,0 +1,220 @@
+"""The paid client: one call of `generate` is one request, and every ending is a value.
+
+Rule 1: never a second request: no retry, no redirect, and a trace that was sent is never sent again.
+Rule 2: `SendTrace.sent_at_s` is set before the request's first byte is handed to the transport. Not set proves
+        that nothing left; set proves nothing.
+Rule 3: the deadline counts from the send to the end of the answer; before it only the connect timeouts count.
+Rule 4: nothing that came from outside leaves here with the key in it.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from banana_batch import __version__
+from banana_batch.errors import SettingsError
+from banana_batch.models import Answer, Outcome, QueuedJob, Reply, SendTrace, Verdict
+from banana_batch.ports import Clock
+from banana_batch.text import printable
+
+from . import classify, wire
+from .failures import classify_failure, describe
+from .key import Secret
+from .references import References, sliced
+from .transport import paid_session
+
+PATH = "/gemini/image/generate"
+KEY_HEADER = "TT-API-KEY"
+USER_AGENT = f"banana-batch/{__version__}"
+MAX_RAW_BYTES = 64 * 1024
+# An answer repeats prompt and references, so a large request may have a large answer; escapes at most double it.
+LARGE_REQUEST_BYTES = 64 * 1024
+# aiohttp hands smaller bodies to the transport in one piece and warns of larger ones.
+ONE_PIECE_BYTES = 256 * 1024
+
+
+class _TooLarge(Exception):
+    """The answer is longer than any real one."""
+
+
+class _Call:
+    """What is known of one request so far."""
+
+    __slots__ = ("body", "deadline", "headers", "limit_bytes", "status", "timeout_s", "trace", "whole")
+
+    def __init__(self, trace: SendTrace, timeout_s: float) -> None:
+        self.trace = trace
+        self.timeout_s = timeout_s
+        self.deadline = asyncio.timeout(None)
+        self.limit_bytes = wire.MAX_ANSWER_BYTES
+        self.status: int | None = None
+        self.headers: Mapping[str, str] = {}
+        self.body = bytearray()
+        self.whole = False
+
+
+class EndpointClient:
+    """The paid endpoint (`ports.Endpoint`), over a session of its own.
+
+    Args:
+        base_url: Gateway, without the endpoint's path.
+        key: Sent with each request, and nowhere else.
+        timeout_s: From an image size to the seconds that a call may take.
+        executor: Reads local reference images.
+        proxy: Url of an HTTP(S) proxy; the environment's are not used.
+        ca_file: PEM certificates that are trusted beside the system's.
+
+    Raises:
+        SettingsError: the proxy is no http(s) url (at once), or `ca_file` is unusable (on entering).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        key: Secret,
+        *,
+        clock: Clock,
+        timeout_s: Callable[[str], float],
+        executor: Executor,
+        proxy: str | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
+        if proxy is not None and (urlsplit(proxy).scheme not in ("http", "https") or not urlsplit(proxy).hostname):
+            raise SettingsError("--proxy: an http or https url is expected")
+        self._url = URL(base_url.rstrip("/") + PATH)
+        self._key = key
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._proxy = proxy
+        self._ca_file = ca_file
+        self._references = References(executor)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(self._sending)
+        https = self._url.scheme == "https"
+        self._session = paid_session(trace, https=https, proxy=self._proxy, ca_file=self._ca_file)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def generate(self, job: QueuedJob, trace: SendTrace) -> Reply:
+        """Buy one image. See `ports.Endpoint`.
+
+        Raises:
+            asyncio.CancelledError: with `trace.sent_at_s` set, the call may have been charged.
+        """
+        call = _Call(trace, self._timeout_s(job.kind.image_size))
+        try:
+            async with call.deadline:
+                await self._exchange(call, job)
+        except Exception as failed:  # noqa: BLE001  # Rule of the port: every ending is a value; what is not known is a doubt.
+            return self._unanswered(call, failed)
+        return self._answered(call)
+
+    async def _sending(
+        self, _session: aiohttp.ClientSession, context: SimpleNamespace, _sent: aiohttp.TraceRequestHeadersSentParams
+    ) -> None:
+        """Note that the next thing that happens is the first byte. Runs once a request, just before it."""
+        call: _Call = context.trace_request_ctx
+        if call.trace.sent_at_s is not None:
+            raise RuntimeError("a request is never sent twice")
+        call.trace.sent_at_s = self._clock.monotonic_s()
+        call.deadline.reschedule(asyncio.get_running_loop().time() + call.timeout_s)
+
+    async def _exchange(self, call: _Call, job: QueuedJob) -> None:
+        """Send the request and read the answer into `call`."""
+        assert self._session is not None, "enter the client first"
+        if job.references is None:
+            parts = [job.request.encode()]
+        else:
+            parts = await self._references.compose(job.request, job.references)
+        size = sum(map(len, parts))
+        if size > LARGE_REQUEST_BYTES:
+            call.limit_bytes += 2 * size
+        headers = {
+            KEY_HEADER: self._key.reveal(),
+            "Content-Type": "application/json",
+            "Content-Length": str(size),
+            "Accept-Encoding": "identity",
+            "User-Agent": USER_AGENT,
+        }
+        data = parts[0] if size <= ONE_PIECE_BYTES and len(parts) == 1 else sliced(parts)
+        # No redirects: a 307 would repeat the request, and aiohttp would carry the key to the other origin.
+        # tests/integration/test_answers_elsewhere.py.
+        answer = await self._session.post(
+            self._url, data=data, headers=headers, allow_redirects=False, trace_request_ctx=call
+        )
+        try:
+            await _read(call, answer)
+        finally:
+            # Not left to the context manager: that waits for an upload which the server may have stopped reading.
+            if call.whole:
+                answer.release()
+            else:
+                answer.close()
+
+    def _answered(self, call: _Call) -> Reply:
+        assert call.status is not None
+        raw, headers = bytes(call.body), call.headers
+        if headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", ""):
+            encoding = headers["Content-Encoding"]
+            return self._reply(call, classify.ENCODED, message=f"Content-Encoding {encoding} was not asked for")
+        framed = "Content-Length" in headers or "Transfer-Encoding" in headers
+        verdict, answer, message = classify.classify_answer(call.status, raw, framed=framed)
+        if verdict is classify.REDIRECT:
+            message = f"HTTP {call.status} to {headers.get('Location', 'nowhere')}"
+        wait_s = wire.retry_after_s(headers.get("Retry-After"), headers.get("Date")) if call.status >= 400 else None
+        if answer is not None:
+            # The url is shown, stored and fetched elsewhere: a gateway that puts the key into it must not spread it.
+            answer = Answer(self._key.redact(answer.image_url), answer.credits_micro)
+        return self._reply(call, verdict, answer, message, wait_s)
+
+    def _unanswered(self, call: _Call, failed: Exception) -> Reply:
+        if isinstance(failed, _TooLarge):
+            return self._reply(call, classify.TOO_LARGE, message=f"an answer above {call.limit_bytes:,} bytes")
+        verdict = classify_failure(failed, call.trace.sent_at_s is not None)
+        if verdict is classify.TIMEOUT:
+            return self._reply(call, verdict, message=f"no whole answer within {call.timeout_s:g} s")
+        return self._reply(call, verdict, message=describe(failed))
+
+    def _reply(
+        self,
+        call: _Call,
+        verdict: Verdict,
+        answer: Answer | None = None,
+        message: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> Reply:
+        sent_at_s = call.trace.sent_at_s
+        return Reply(
+            verdict=verdict,
+            answer=answer,
+            message=printable(self._key.redact(message)) if message else None,
+            status=call.status,
+            latency_s=None if sent_at_s is None else self._clock.monotonic_s() - sent_at_s,
+            raw=self._key.redact_bytes(bytes(call.body))[:MAX_RAW_BYTES],
+            retry_after_s=retry_after_s if verdict.outcome is Outcome.REFUSED_FOR_NOW else None,
+        )
+
+
+async def _read(call: _Call, answer: aiohttp.ClientResponse) -> None:
+    call.status = answer.status
+    call.headers = answer.headers
+    while chunk := await answer.content.readany():
+        call.body += chunk
+        if len(call.body) > call.limit_bytes:
+            raise _TooLarge
+    call.whole = True

@@ -1,0 +1,72 @@
+"""The paid connection: sockets, TLS, and a session that does nothing on its own account.
+
+Rule 1: no redirects, no retries, no cookies, no environment (proxies, netrc), no decompression.
+Rule 2: TLS 1.2 or later against the system's certificates, and those of a file; there is no switch that turns it off.
+Rule 3: nothing ever waits for a free connection: that wait would count as the call's own time.
+"""
+
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from banana_batch.errors import SettingsError
+
+CONNECT_TIMEOUT_S = 15.0  # TCP and TLS, for each address of the host
+ESTABLISH_TIMEOUT_S = 60.0  # name, all addresses, a proxy's tunnel: everything before the request's first byte
+# A server closes idle connections after 5 s or more; one that was idle for less than a second is as good as new, and
+# reusing it saves a handshake a call when calls are short.
+IDLE_S = 0.9
+# A dead link shows within 20 + 3 × 10 s instead of at the deadline.
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 20, 10, 3
+
+# macOS calls the first one by another name.
+_IDLE_OPTION: int = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", 0x10))
+
+
+def paid_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Make the socket of one connection; `address` is an entry of `getaddrinfo`."""
+    family, kind, protocol = address[:3]
+    made = socket.socket(family=family, type=kind, proto=protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, _IDLE_OPTION, KEEPALIVE_IDLE_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Return what the gateway's certificate is judged by.
+
+    Raises:
+        SettingsError: `ca_file` can't be read or holds no certificate.
+    """
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except (OSError, ssl.SSLError) as failed:
+            raise SettingsError(f"--ca-file {ca_file}: {failed.strerror or 'no certificates in it'}") from None
+    return context
+
+
+def paid_session(
+    trace: aiohttp.TraceConfig, *, https: bool, proxy: str | None, ca_file: Path | None
+) -> aiohttp.ClientSession:
+    """Open the session of the paid calls. Loading the system's certificates is left out where there is no TLS."""
+    tls = tls_context(ca_file) if https or (proxy or "").startswith("https:") else True
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=paid_socket, ssl=tls)
+    timeout = aiohttp.ClientTimeout(total=None, connect=ESTABLISH_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=timeout,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        auto_decompress=False,
+        trace_configs=[trace],
+        proxy=proxy,
+    )
