@@ -1,0 +1,79 @@
+"""What to do next, as commands a person can paste.
+
+Rule 1: what the exit code is about comes first, then whatever else the batch still needs.
+Rule 2: nothing that may buy an image twice is advised without saying so.
+"""
+
+import shlex
+from dataclasses import dataclass
+
+from banana_batch.errors import Exit
+from banana_batch.lifecycle import JobState
+from banana_batch.money import MICRO
+from banana_batch.text import plural
+
+from .account import Account
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do: a command, or (where it is empty) what to mend first."""
+
+    command: str
+    why: str
+
+
+# What has to be mended before the same command makes sense again.
+_MEND: dict[Exit, str] = {
+    Exit.OUT_OF_CREDITS: "Top up the account, then go on",
+    Exit.UNAVAILABLE: "Wait until the endpoint is back, then go on",
+    Exit.DISK: "Free some space on the disk, then go on",
+    Exit.PROTOCOL: "Look at the last lines of run.log: the endpoint or an image's address is not as we know it",
+    Exit.KEY: "Put the key right (TT_API_KEY, or --key-file), then go on",
+    Exit.SETTINGS: "Put the settings right, as said above, then go on",
+    Exit.BAD_INPUT: "Mend the manifest, as said above, then go on",
+    Exit.BUG: "Report it, with the last lines of run.log; what was paid for is in the state file",
+}
+
+
+def next_steps(account: Account) -> list[Step]:
+    """Return what to do next, most urgent first; nothing where all is done."""
+    out = shlex.quote(account.out)
+    steps = []
+    paid, doubts = account.count(JobState.PAID), account.count(JobState.IN_DOUBT)
+    failed, lost = account.count(JobState.FAILED), account.count(JobState.LOST)
+    if paid:
+        fetch = f"fetch {plural(paid, 'image')} already paid for; soon: their urls expire"
+        steps.append(Step(f"banana-batch download {out}", fetch))
+    steps += _go_on(account)
+    if doubts:
+        why = f"settle {plural(doubts, 'request')} that may have been charged and got no good answer"
+        steps.append(Step(f"banana-batch resolve {out}", why))
+    if failed:
+        why = f"and run again, to retry {plural(failed, 'failed job')}; rows you mend need no redo"
+        steps.append(Step(f"banana-batch redo {out} --failed", why))
+    if lost:
+        steps.append(
+            Step(f"banana-batch redo {out} --lost", f"and run again, to buy {plural(lost, 'lost image')} once more")
+        )
+    return steps
+
+
+def _go_on(account: Account) -> list[Step]:
+    steps = []
+    if account.exit in _MEND:
+        steps.append(Step("", _MEND[account.exit]))
+    waiting = account.count(JobState.PENDING)
+    command = account.run_command
+    if not waiting or not command:
+        return steps
+    why = f"go on with {plural(waiting, 'job')} not sent yet; nothing is bought twice"
+    if account.exit is Exit.BUDGET:
+        command, why = f"{command} --budget {_enough(account)}", f"go on with {plural(waiting, 'job')} not sent yet"
+    return [*steps, Step(command, why)]
+
+
+def _enough(account: Account) -> str:
+    if account.expected_micro is None:
+        return "CREDITS"
+    return str(-(-(account.totals.committed + account.expected_micro) // MICRO))
