@@ -128,6 +128,7 @@ class PaidImage:
         expected_pixels: Documented width and height; another size is a warning.
         tries: Fetches that failed so far, over all runs.
         damaged_sha256: Hash of bytes that came before and held no whole image.
+        failed_earlier: An earlier run failed to fetch it too.
     """
 
     index: int
@@ -137,6 +138,7 @@ class PaidImage:
     expected_pixels: tuple[int, int] | None
     tries: int = 0
     damaged_sha256: str | None = None
+    failed_earlier: bool = False
 
 
 @dataclass(frozen=True, slots=True)

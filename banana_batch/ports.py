@@ -102,6 +102,10 @@ class Store(Protocol):
 class Pacer(Protocol):
     """When the next paid call may start."""
 
+    @property
+    def in_incident(self) -> bool:
+        """The endpoint fails for everyone just now: a refusal says nothing about its job."""
+
     async def admit(self, kind: Kind) -> bool:
         """Wait for a turn. False: no further call may start in this run (deadline, drain, gave up)."""
 
@@ -110,6 +114,22 @@ class Pacer(Protocol):
 
     def withdraw(self) -> None:
         """Give a turn back unused: nothing was attempted."""
+
+    def drain(self) -> None:
+        """Admit nothing more; who waits gets False."""
+
+    def hold(self, reason: str) -> None:
+        """Admit nothing until `release` of the same reason."""
+
+    def release(self, reason: str) -> None:
+        """Undo `hold`."""
+
+
+class Disk(Protocol):
+    """The room that images need."""
+
+    def has_room(self, images: int) -> bool:
+        """Tell whether that many more images fit; asked before each paid call."""
 
 
 class Events(Protocol):

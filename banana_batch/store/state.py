@@ -30,10 +30,10 @@ SELECT jobs.job, id, kinds.model, kinds.image_size, request, refs, attempts, tri
 FROM jobs JOIN kinds USING (kind)
 """
 _PAID = """
-SELECT jobs.job, id, kinds.model, kinds.image_size, request, unsent, stem, image_url, tries_, damaged_sha256,
+SELECT jobs.job, id, kinds.model, kinds.image_size, request, unsent, stem, image_url, tries_, damaged_sha256, failed_us,
   ifnull(position, 0) AS place
 FROM jobs JOIN kinds USING (kind)
-JOIN (SELECT job, image_url, tries AS tries_, damaged_sha256 FROM images) USING (job)
+JOIN (SELECT job, image_url, tries AS tries_, damaged_sha256, failed_us FROM images) USING (job)
 """
 _SUMS = "SELECT sum(reserved), sum(spent), sum(at_risk), sum(wasted) FROM runs"
 
@@ -337,4 +337,5 @@ def _paid(row: sqlite3.Row) -> PaidImage:
         expected_pixels=pixels(row["model"], ratio, row["image_size"]),
         tries=row["tries_"],
         damaged_sha256=row["damaged_sha256"],
+        failed_earlier=row["failed_us"] is not None,
     )

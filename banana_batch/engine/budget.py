@@ -1,0 +1,49 @@
+"""What may be sent: plain functions of sums. The caps hold at every send, under any concurrency.
+
+spent + at risk + reserved + decided but not yet durable + this reserve  <=  budget
+"""
+
+from dataclasses import dataclass
+
+from banana_batch.models import Caps, Reserve, Totals
+
+# A price this many times what was expected is no price but an accident: kept at risk, and the run stops.
+IMPLAUSIBLE_TIMES = 10
+
+
+def reserve_for(price: int | None, caps: Caps, batch: Totals, run: Totals, undurable: int) -> Reserve | None:
+    """Return what to set aside for one call; None if a cap forbids it now.
+
+    Args:
+        price: The highest price seen of its model × size, in millionths; None: none seen.
+        batch, run: The ledger's sums as of the last commit.
+        undurable: Reserves that were decided and are not in those sums yet.
+    """
+    left = room(caps, batch, run, undurable)
+    if price is not None:
+        return Reserve(price, ceiling=False) if left is None or price <= left else None
+    if left is None or caps.max_price <= left:
+        return Reserve(caps.max_price, ceiling=True)
+    return Reserve(left, ceiling=True) if caps.bounded and left > 0 else None
+
+
+def room(caps: Caps, batch: Totals, run: Totals, undurable: int = 0) -> int | None:
+    """Return how much may still be set aside under both caps, in millionths; None: no cap."""
+    lefts = [
+        cap - sums.committed - undurable
+        for cap, sums in ((caps.budget, batch), (caps.run_budget, run))
+        if cap is not None
+    ]
+    return min(lefts, default=None)
+
+
+def is_implausible(credits_micro: int, price: int | None, caps: Caps) -> bool:
+    """Tell whether a stated price is far above what its model × size was expected to cost at most."""
+    return credits_micro > IMPLAUSIBLE_TIMES * max(caps.max_price if price is None else price, 1)
+
+
+@dataclass(slots=True)
+class Undurable:
+    """Reserves between their decision and their commit, in millionths."""
+
+    micro: int = 0

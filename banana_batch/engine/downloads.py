@@ -1,0 +1,175 @@
+"""Fetching what was paid for. Free, so it is tried until it works or the time for it is over.
+
+Rule 1: it holds no paid call's place, and backs off on its own clock.
+Rule 2: urls expire: with many images waiting, new paid calls are held back; after an outage the waiting go first.
+Rule 3: only the host's word that an image is gone, in a later run too, or the same damaged bytes twice, make it lost.
+"""
+
+import asyncio
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+
+from banana_batch.errors import BananaError, Exit
+from banana_batch.models import FetchFailed, PaidImage
+from banana_batch.ports import Clock, Events, Images, Pacer, Store
+
+from .stops import Stop
+from .waiting import Waiters
+
+BACKLOG_LIMIT = 20  # contract: past 20 waiting urls, new paid calls pause
+BACKLOG = "backlog"
+READY_LIMIT = 1000  # a host that is slow, not down: what waits stays bounded
+GONE_LIMIT = 3  # safety.md, section 2: buying on would lose more
+_GONE_HINT = "run sooner after a stop: urls expire; look at the account before going on"
+PAGE = 256
+
+
+class Downloads:
+    """The images that wait, and the loop that each fetching task runs.
+
+    Args:
+        wait_s: How long to go on after the last paid call for images that can't be fetched yet.
+        on_stop: Told of what must end the run: a broken disk, an address that may not be fetched.
+    """
+
+    def __init__(
+        self, store: Store, images: Images, clock: Clock, events: Events, pacer: Pacer, *, wait_s: float,
+        rng: random.Random,
+        on_stop: Callable[[Stop], None],
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._images = images
+        self._clock = clock
+        self._events = events
+        self._pacer = pacer
+        self._wait_s = wait_s
+        self._rng = rng
+        self._on_stop = on_stop
+        self._gone = 0
+        self._ready: deque[PaidImage] = deque()
+        self._due: list[tuple[float, int, PaidImage]] = []
+        self._order = count()
+        self._waiters = Waiters(clock)
+        self._fetching = 0
+        self._earlier_left = True
+        self._refilling = asyncio.Lock()
+        self._closing_at_s: float | None = None
+        self._impatient = False
+        self._held = False
+
+    @property
+    def waiting(self) -> int:
+        """Images that are paid and not on disk."""
+        return len(self._ready) + len(self._due) + self._fetching
+
+    def put(self, image: PaidImage) -> None:
+        """Queue an image that was just paid for."""
+        self._ready.append(image)
+        if len(self._ready) > READY_LIMIT:
+            self._balance()
+        self._waiters.wake_one()
+
+    def close(self) -> None:
+        """No more images will be put: the last paid call has ended."""
+        if self._closing_at_s is None:
+            self._closing_at_s = self._clock.monotonic_s() + self._wait_s
+        self._waiters.wake_all()
+
+    def hurry(self) -> None:
+        """Leave what waits for another try to the next run; what never was tried is still fetched."""
+        self._impatient = True
+        self._due.clear()
+        self._waiters.wake_all()
+
+    async def work(self) -> None:
+        """Fetch until nothing is left, or the time is over. Run by several tasks."""
+        while (image := await self._take()) is not None:
+            self._fetching += 1
+            try:
+                await self._fetch(image)
+            except BananaError as failed:
+                self._on_stop(Stop(failed.exit, str(failed), failed.hint or ""))
+                self._due.clear()
+                self._ready.clear()
+                self._earlier_left = False
+            finally:
+                self._fetching -= 1
+            self._balance()
+        self._waiters.wake_all()
+
+    async def _fetch(self, image: PaidImage) -> None:
+        result = await self._images.fetch(image)
+        if isinstance(result, FetchFailed):
+            await self._failed(image, result)
+            return
+        await self._store.finish(image.index, result)
+        self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
+        if self._due:
+            # The host is back: what waited goes first.
+            self._ready.extendleft(entry[2] for entry in sorted(self._due, reverse=True))
+            self._due.clear()
+            self._waiters.wake_all()
+
+    async def _failed(self, image: PaidImage, failure: FetchFailed) -> None:
+        over = self._closing_at_s is not None and self._clock.monotonic_s() >= self._closing_at_s
+        lost = failure.lost or (failure.gone and image.failed_earlier and over)
+        await self._store.unfetched(image.index, failure, lost)
+        self._events.emit(
+            "fetch_failed", index=image.index, id=image.id, error=failure.name, message=failure.message, lost=lost
+        )
+        if lost and failure.gone:
+            self._gone += 1
+            if self._gone == GONE_LIMIT:
+                self._on_stop(Stop(Exit.UNAVAILABLE, f"{GONE_LIMIT} paid images are gone from their host", _GONE_HINT))
+        if failure.stop is not None:
+            self._on_stop(Stop(failure.stop.exit, failure.message, failure.stop.hint))
+        elif not lost and not self._impatient and not over:
+            self._again(image, failure)
+
+    def _again(self, image: PaidImage, failure: FetchFailed) -> None:
+        backoff = failure.backoff
+        delay_s = self._rng.uniform(0, min(backoff.cap_s, backoff.base_s * 2.0 ** min(image.tries, 16)))
+        again_at_s = self._clock.monotonic_s() + delay_s
+        if self._closing_at_s is not None:
+            # One last try when the time is over: only then can an image be called lost.
+            again_at_s = min(again_at_s, self._closing_at_s)
+        tried = replace(image, tries=image.tries + 1, damaged_sha256=failure.sha256 or image.damaged_sha256)
+        heapq.heappush(self._due, (again_at_s, next(self._order), tried))
+
+    def _balance(self) -> None:
+        late = len(self._due) > BACKLOG_LIMIT or len(self._ready) > READY_LIMIT
+        if late != self._held:
+            self._held = late
+            if late:
+                self._pacer.hold(BACKLOG)
+            else:
+                self._pacer.release(BACKLOG)
+
+    async def _take(self) -> PaidImage | None:
+        while True:
+            if self._due and self._due[0][0] <= self._clock.monotonic_s():
+                return heapq.heappop(self._due)[2]
+            if self._ready:
+                return self._ready.popleft()
+            if self._earlier_left:
+                await self._refill()
+            elif (self._closing_at_s is not None and not self._due and not self._fetching) or (
+                self._closing_at_s is not None and self._impatient
+            ):
+                return None
+            else:
+                await self._waiters.wait(self._due[0][0] if self._due else None)
+
+    async def _refill(self) -> None:
+        """Take up what earlier runs left unfetched."""
+        async with self._refilling:
+            if self._ready or not self._earlier_left:
+                return
+            page = await self._store.next_paid(PAGE)
+            self._ready.extend(page)
+            self._earlier_left = bool(page)
+        self._waiters.wake_all()

@@ -1,0 +1,111 @@
+"""Which job next: retries that are due, then the manifest's pending jobs, then what may be sent again.
+
+Rule 1: lazy: a page of jobs is in memory, never the manifest.
+Rule 2: a job is out with one worker at a time; it comes back with `again` or is `closed`.
+Rule 3: jobs in doubt that the user lets go again come when nothing else is left or under way.
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from itertools import count
+
+from banana_batch.models import QueuedJob
+from banana_batch.ports import Clock, Store
+
+from .waiting import Waiters
+
+PAGE = 512
+
+
+class Feed:
+    """Hands jobs to the workers.
+
+    Args:
+        limit: Jobs that may be sent for the first time in this run; None: all.
+        resend: Whether jobs in doubt may be sent again.
+    """
+
+    def __init__(self, store: Store, clock: Clock, *, limit: int | None, resend: bool) -> None:
+        self._store = store
+        self._clock = clock
+        self._first_left = limit
+        self._resend = resend
+        self._page: deque[QueuedJob] = deque()
+        self._due: list[tuple[float, int, QueuedJob]] = []
+        self._order = count()
+        self._out = 0
+        self._dry = False
+        self._stopped = False
+        self._refilling = asyncio.Lock()
+        self._waiters = Waiters(clock)
+
+    def stop(self) -> None:
+        """Hand out nothing more; who waits for a job gets None."""
+        self._stopped = True
+        self._waiters.wake_all()
+
+    @property
+    def limited(self) -> bool:
+        """The run's limit of first sends is used up."""
+        return self._first_left == 0
+
+    async def take(self) -> QueuedJob | None:
+        """Return the next job; None when nothing is left, or `stop` was called."""
+        while not self._stopped:
+            job = self._next()
+            if job is not None:
+                self._out += 1
+                return job
+            if not self._dry:
+                await self._refill()
+            elif self._due or self._out:
+                await self._waiters.wait(self._due[0][0] if self._due else None)
+            elif self._resend:
+                await self._refill_resend()
+            else:
+                break
+        self._waiters.wake_all()
+        return None
+
+    def closed(self) -> None:
+        """A job is out of the run: bought, refused for good, in doubt."""
+        self._out -= 1
+        if not self._out:
+            self._waiters.wake_all()
+
+    def again(self, job: QueuedJob, delay_s: float) -> None:
+        """Take a job back, to be handed out after `delay_s`."""
+        heapq.heappush(self._due, (self._clock.monotonic_s() + delay_s, next(self._order), job))
+        self._out -= 1
+        self._waiters.wake_all()
+
+    def _next(self) -> QueuedJob | None:
+        if self._due and self._due[0][0] <= self._clock.monotonic_s():
+            return heapq.heappop(self._due)[2]
+        while self._page:
+            job = self._page.popleft()
+            if job.attempts or self._first_left is None:
+                return job
+            if self._first_left > 0:
+                self._first_left -= 1
+                return job
+        return None
+
+    async def _refill(self) -> None:
+        async with self._refilling:
+            if self._page or self._dry:
+                return
+            page = await self._store.next_pending(PAGE, known_only=self.limited)
+            self._page.extend(page)
+            self._dry = not page
+        self._waiters.wake_all()
+
+    async def _refill_resend(self) -> None:
+        async with self._refilling:
+            if self._page or self._out or not self._resend:
+                return
+            page = await self._store.next_resend(PAGE)
+            self._page.extend(page)
+            self._resend = bool(page)
+        self._waiters.wake_all()

@@ -1,0 +1,176 @@
+"""The worker pool: every task of a run is made here, named, in one group.
+
+    senders    take a job, wait for a turn, set credits aside, buy, hand the image on
+    fetchers   bring images home; they outlive the senders
+    watch      waits for the order to stop hard, and for the end of the grace time
+
+Rule 1: a fixed number of tasks; never one per job.
+Rule 2: `drain` lets what is under way end; `abort` cancels it, and each call is settled by its evidence.
+"""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+from banana_batch.errors import BananaError, Exit
+from banana_batch.models import QueuedJob
+from banana_batch.ports import Clock, Disk, Endpoint, Events, Images, Pacer, Store
+
+from .downloads import Downloads
+from .feed import Feed
+from .stops import Stop, Streak
+from .waiting import Waiters
+from .worker import Rules, Sending, reserve, send
+
+MAX_FETCHERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """How wide and how long.
+
+    Attributes:
+        concurrency: Paid calls in flight at most; 0: send nothing (`download`).
+        limit: Jobs that may be sent for the first time; None: all.
+        resend: Jobs in doubt may be sent again once.
+        download_wait_s: See Downloads.
+        grace_s: How long a drain waits before it stops hard.
+    """
+
+    concurrency: int
+    rules: Rules
+    limit: int | None = None
+    resend: bool = False
+    download_wait_s: float = 900.0
+    grace_s: float = 630.0
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a run's work ended.
+
+    Attributes:
+        stops: Why it ended before all was done.
+        limited: The limit of first sends was used up.
+        aborted: Calls under way were cut off.
+    """
+
+    stops: list[Stop] = field(default_factory=list)
+    limited: bool = False
+    aborted: bool = False
+
+
+class _Aborted(Exception):
+    """Cancels the group."""
+
+
+class Pool:
+    """Runs the workers. `drain` and `abort` may be called at any time, from the loop's thread."""
+
+    def __init__(
+        self, config: PoolConfig, *, store: Store, endpoint: Endpoint, images: Images, pacer: Pacer, disk: Disk,
+        clock: Clock, events: Events, rng: random.Random,
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._clock = clock
+        self._events = events
+        self._pacer = pacer
+        feed = Feed(store, clock, limit=config.limit, resend=config.resend)
+        self._shared = Sending(
+            store, endpoint, pacer, disk, clock, events, feed, config.rules, rng, Waiters(clock), Streak(), {}, []
+        )  # fmt: skip
+        self._downloads = Downloads(
+            store, images, clock, events, pacer, wait_s=config.download_wait_s, rng=rng, on_stop=self._shared.stop
+        )
+        self._senders = 0
+        self._ordered = Waiters(clock)
+        self._cut_at_s: float | None = None
+        self._abort = False
+
+    @property
+    def on_wire(self) -> int:
+        """Paid calls under way."""
+        return len(self._shared.on_wire)
+
+    @property
+    def at_stake_micro(self) -> int:
+        """Credits set aside for the calls under way."""
+        return sum(self._shared.on_wire.values())
+
+    def drain(self, stop: Stop) -> None:
+        """Start nothing more, let what is under way end, at most for the grace time."""
+        self._shared.stop(stop)
+        self._downloads.hurry()
+        self._cut_at_s = self._clock.monotonic_s() + self._config.grace_s
+        self._ordered.wake_all()
+
+    def abort(self, stop: Stop) -> None:
+        """Cut off what is under way: it is in doubt."""
+        self._abort = True
+        self._shared.stop(stop)
+        self._ordered.wake_all()
+
+    async def run(self) -> Ending:
+        """Work until everything is done or must stop."""
+        aborted = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._watch(), name="watch")
+                workers = [
+                    group.create_task(self._send(), name=f"send-{number}")
+                    for number in range(1, self._config.concurrency + 1)
+                ]
+                self._senders = len(workers)
+                if not workers:
+                    self._downloads.close()
+                fetchers = max(4, min(self._config.concurrency, MAX_FETCHERS))
+                workers += [
+                    group.create_task(self._downloads.work(), name=f"fetch-{number}")
+                    for number in range(1, fetchers + 1)
+                ]
+                await asyncio.wait(workers)
+                watch.cancel()
+        except* _Aborted:
+            aborted = True
+        return Ending(list(self._shared.stops), self._shared.feed.limited, aborted)
+
+    async def _watch(self) -> None:
+        """End when calls under way have to be cut off: at once, or when a drain takes too long."""
+        while not self._abort and (self._cut_at_s is None or self._clock.monotonic_s() < self._cut_at_s):
+            await self._ordered.wait(self._cut_at_s)
+        raise _Aborted
+
+    async def _send(self) -> None:
+        shared = self._shared
+        try:
+            while not shared.stops and (job := await shared.feed.take()) is not None:
+                await self._one(job)
+        except BananaError as failed:
+            shared.stop(Stop(failed.exit, str(failed), failed.hint or ""))
+        except Exception as failed:  # noqa: BLE001  # a bug must not cancel other people's paid calls: drain and say so
+            self._events.emit("bug", error=type(failed).__name__, message=str(failed))
+            shared.stop(Stop(Exit.BUG, f"a bug here: {type(failed).__name__}: {failed}", "please report it"))
+        finally:
+            self._senders -= 1
+            if not self._senders:
+                self._downloads.close()
+
+    async def _one(self, job: QueuedJob) -> None:
+        shared = self._shared
+        if not await self._pacer.admit(job.kind):
+            shared.feed.stop()
+            return
+        held = await reserve(shared, job) if self._room_on_disk() else None
+        if held is None:
+            self._pacer.withdraw()
+            return
+        image = await send(shared, job, held)
+        if image is not None:
+            self._downloads.put(image)
+
+    def _room_on_disk(self) -> bool:
+        shared = self._shared
+        if shared.disk.has_room(len(shared.on_wire) + self._downloads.waiting + 1):
+            return True
+        shared.stop(Stop(Exit.DISK, "the disk is nearly full: no further image is bought", "free some space, then run"))
+        return False

@@ -1,0 +1,65 @@
+"""When a run ends before its work does: the stop rules, and the exit code of everything together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from banana_batch.errors import Exit, worst
+from banana_batch.lifecycle import JobState
+from banana_batch.models import StopRule, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why no further call is sent.
+
+    Attributes:
+        message: What happened.
+        hint: What the user does next.
+    """
+
+    exit: Exit
+    message: str
+    hint: str = ""
+
+
+@dataclass(slots=True)
+class Streak:
+    """Counts answers of one class in a row, for the stop rules."""
+
+    name: str = ""
+    length: int = 0
+    classes: set[str] = field(default_factory=set)
+
+    def see(self, verdict: Verdict) -> StopRule | None:
+        """Count one answer; return its stop rule if that is reached now."""
+        self.length = self.length + 1 if verdict.name == self.name else 1
+        self.name = verdict.name
+        self.classes.add(verdict.name)
+        rule = verdict.stop
+        if rule is None or self.length < rule.after or (rule.from_start and len(self.classes) > 1):
+            return None
+        return rule
+
+
+def exit_code(stops: list[Stop], jobs: Mapping[JobState, int], *, limited: bool) -> Exit:
+    """Return the code of a run that has ended.
+
+    Args:
+        stops: Why sending ended early, if it did.
+        jobs: Jobs of the manifest by state.
+        limited: `--limit` was reached: what is pending was not asked for.
+    """
+    codes = {stop.exit for stop in stops}
+    left = jobs[JobState.PENDING] + jobs[JobState.SENDING]
+    if not left:
+        # A budget or a signal that left nothing undone did not change the outcome.
+        codes -= {Exit.BUDGET, Exit.STOPPED, Exit.OUT_OF_CREDITS}
+    elif not limited and not codes:
+        codes.add(Exit.STOPPED)
+    if jobs[JobState.PAID]:
+        codes.add(Exit.NOT_FETCHED)
+    if jobs[JobState.IN_DOUBT]:
+        codes.add(Exit.IN_DOUBT)
+    if jobs[JobState.FAILED] or jobs[JobState.LOST]:
+        codes.add(Exit.FAILED)
+    return worst(codes)
