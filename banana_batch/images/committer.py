@@ -1,0 +1,213 @@
+"""From received bytes to durable files, for whatever came meanwhile at once.
+
+Order for each image, fully enumerated by tests/torture: part written -> examined -> fsync(part) -> link to the
+final name, never over anything -> unlink(part) -> fsync(folder), once for the group -> the caller may commit DONE.
+
+Rule 1: a final name is given only to whole, synced bytes; what holds no whole image goes to `damaged/`, and only
+        when the same bytes came twice.
+Rule 2: a name that is taken is not ours: both are kept, ours in `conflicts/`. Unless the bytes are the same: then
+        it is ours, from a run that was killed before it could record it.
+Rule 3: `commit` runs on one thread; the slow part (fsync) fans out over the disk executor.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from banana_batch.errors import BananaError
+from banana_batch.models import FetchFailed, PaidImage, StoredImage
+from banana_batch.text import bytes_text
+
+from . import classify, names
+from .files import hash_open, move, open_file, remove_part, set_aside, write_part
+from .folders import Folders
+from .oddities import oddities
+from .parts import StreamedPart
+from .verify import BytesSource, NotWhole, Whole, examine
+
+SLICES = 8  # fsyncs under way at once for a group of small images
+
+Outcome = StoredImage | FetchFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An image's bytes as they came.
+
+    Attributes:
+        body: All of them, or a sealed part.
+        label: The Content-Type header; None without one.
+        measured: The transfer said where it ends; False: it ended with the connection, so it may have been cut.
+    """
+
+    image: PaidImage
+    body: bytes | StreamedPart
+    label: str | None
+    measured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A synced part that waits for its name."""
+
+    received: Received
+    finding: Whole | NotWhole
+    sha256: str
+    bytes: int
+
+
+@dataclass(slots=True)
+class _Placed:
+    """A file under its name, not durable before its folder is synced."""
+
+    folder: int
+    outcome: Outcome
+
+
+class Committer:
+    """Gives synced parts their names.
+
+    Args:
+        folders: Where images go.
+        disk: Runs the slices of a group; nothing on it may wait for `commit`.
+    """
+
+    def __init__(self, folders: Folders, disk: Executor) -> None:
+        self._folders = folders
+        self._disk = disk
+
+    def commit(self, group: Sequence[Received]) -> list[Outcome | BaseException]:
+        """Store a group; return what became of each, in order. Blocks."""
+        width = min(SLICES, len(group))
+        others = [self._disk.submit(self._prepare_slice, group[start::width]) for start in range(1, width)]
+        sliced = [self._prepare_slice(group[0::width]), *(other.result() for other in others)]
+        placed = [self._place(sliced[at % width][at // width]) for at in range(len(group))]
+        broken = self._sync({one.folder for one in placed if isinstance(one, _Placed)})
+        self._folders.trim()
+        return [broken.get(one.folder, one.outcome) if isinstance(one, _Placed) else one for one in placed]
+
+    def _prepare_slice(self, group: Sequence[Received]) -> list[_Prepared | FetchFailed]:
+        return [self._prepare(received) for received in group]
+
+    def _prepare(self, received: Received) -> _Prepared | FetchFailed:
+        body, image = received.body, received.image
+        if isinstance(body, StreamedPart):
+            prepared = _Prepared(received, body.finding, body.sha256, body.written)
+        else:
+            digest = hashlib.sha256(body).hexdigest()
+            prepared = _Prepared(received, examine(BytesSource(body)), digest, len(body))
+        failure = _refused(prepared)
+        try:
+            if failure is not None:
+                if isinstance(body, StreamedPart):
+                    body.discard()
+                return failure
+            if not isinstance(body, StreamedPart):
+                write_part(self._folders.images, image.index, body)
+        except OSError as broken:
+            return classify.by_disk(broken)
+        return prepared
+
+    def _place(self, prepared: _Prepared | FetchFailed) -> "_Placed | FetchFailed | BananaError":
+        if isinstance(prepared, FetchFailed):
+            return prepared
+        try:
+            return self._name(prepared)
+        except OSError as broken:
+            remove_part(self._folders.images, prepared.received.image.index)
+            return classify.by_disk(broken)
+        except BananaError as broken:
+            remove_part(self._folders.images, prepared.received.image.index)
+            return broken
+
+    def _name(self, prepared: _Prepared) -> _Placed:
+        image, finding = prepared.received.image, prepared.finding
+        if isinstance(finding, NotWhole):
+            file = names.damaged_name(image.index, prepared.sha256, finding.content_type)
+            path, folder, _ = self._give_name(prepared, (names.DAMAGED,), file)
+            return _Placed(folder, _lost(finding, prepared, path))
+        place, stem = names.split_stem(image.index, image.stem)
+        path, folder, conflict = self._give_name(prepared, place, names.file_name(stem, finding.content_type))
+        said = [*oddities(image, finding, prepared.received.label), *([conflict] if conflict else [])]
+        stored = StoredImage(
+            path,
+            prepared.bytes,
+            prepared.sha256,
+            finding.width,
+            finding.height,
+            finding.content_type,
+            "; ".join(said) or None,
+        )
+        return _Placed(folder, stored)
+
+    def _give_name(self, prepared: _Prepared, place: tuple[str, ...], file: str) -> tuple[str, int, str | None]:
+        """Return the path below OUT, its folder, and a warning if the name was taken."""
+        images, part = self._folders.images, names.part_name(prepared.received.image.index)
+        folder = self._folders.below(place)
+        wanted = "/".join((*place, file))
+        try:
+            move(images, part, folder, file)
+        except FileExistsError:
+            if not _holds(folder, file, prepared):
+                folder = self._folders.below((names.CONFLICTS,))
+                path = f"{names.CONFLICTS}/{set_aside(images, part, folder, file)}"
+                return path, folder, f"{wanted} was there already and is kept; this image is {path}"
+            os.unlink(part, dir_fd=images)
+        return wanted, folder, None
+
+    @staticmethod
+    def _sync(touched: set[int]) -> dict[int, FetchFailed]:
+        """Make the new names durable; return the folders that can't be."""
+        broken = {}
+        for folder in touched:
+            try:
+                os.fsync(folder)
+            except OSError as failure:
+                broken[folder] = classify.by_disk(failure)
+        return broken
+
+
+def _holds(folder: int, file: str, prepared: _Prepared) -> bool:
+    """Tell whether a file holds these very bytes; if so, make sure that they are durable."""
+    opened = open_file(folder, file)
+    if opened is None:
+        return False
+    fd, size = opened
+    try:
+        same = size == prepared.bytes and hash_open(fd, size) == prepared.sha256
+        if same:
+            os.fsync(fd)
+        return same
+    finally:
+        os.close(fd)
+
+
+def _refused(prepared: _Prepared) -> FetchFailed | None:
+    """Return why bytes may not be kept; None: they are whole, or the same damaged ones came before."""
+    finding, image = prepared.finding, prepared.received.image
+    if isinstance(finding, Whole):
+        return None
+    if prepared.bytes == 0:
+        return classify.SHORT.failed("the body is empty")
+    if finding.text:
+        return classify.WRONG_TYPE.failed(finding.reason)
+    if prepared.sha256 == image.damaged_sha256:
+        return None
+    row = _damaged_row(finding, prepared.received.measured)
+    return row.failed(f"{bytes_text(prepared.bytes)} came, no whole image: {finding.reason}", sha256=prepared.sha256)
+
+
+def _damaged_row(finding: NotWhole, measured: bool) -> classify.Row:
+    if finding.pixels:
+        return classify.TOO_LARGE
+    return classify.DAMAGED if measured else classify.SHORT
+
+
+def _lost(finding: NotWhole, prepared: _Prepared, path: str) -> FetchFailed:
+    row = _damaged_row(finding, measured=True)
+    message = (
+        f"the same {bytes_text(prepared.bytes)} came twice and hold no whole image: {finding.reason}; kept as {path}"
+    )
+    return row.failed(message, sha256=prepared.sha256, lost=True)

@@ -1,0 +1,221 @@
+"""The image session: fetches bytes from a url that somebody else chose.
+
+Rule 1: no key, no cookies, no environment proxies, no netrc: a session of its own.
+Rule 2: no redirect is followed by the library: each hop is judged like the first (guard.py).
+Rule 3: each connect is judged by its actual socket address. A resolver guard is not enough: the library skips the
+        resolver for literals.
+Rule 4: bytes are bounded by MAX_BYTES, their memory by SMALL_BYTES and CHUNK_BYTES, the time by WALL_S; nothing is
+        decompressed.
+"""
+
+import socket
+import ssl
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from banana_batch import __version__
+from banana_batch.errors import SettingsError
+from banana_batch.models import FetchFailed, PaidImage
+from banana_batch.text import bytes_text, printable
+
+from . import classify
+from .committer import Received
+from .folders import Folders
+from .guard import Allowed, Blocked, UrlRules, is_public
+from .parts import PartStream
+from .verify import NotWhole
+
+SMALL_BYTES = 256 * 1024  # up to here a body stays in memory
+CHUNK_BYTES = 1 << 20  # of a larger one, for each hop to the disk
+READ_BUFFER_BYTES = 256 * 1024
+MAX_BYTES = 100_000_000
+MAX_REDIRECTS = 3
+CONNECT_S, IDLE_S, WALL_S = 15.0, 30.0, 600.0
+LOOKUP_AND_CONNECT_S = 45.0
+
+AddressInfo = tuple[Any, ...]
+SocketFactory = Callable[[AddressInfo], socket.socket]
+ConnectorFactory = Callable[[SocketFactory | None, ssl.SSLContext | bool], aiohttp.BaseConnector]
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+def guarded_socket(address_info: AddressInfo) -> socket.socket:
+    """Make the socket for one connect.
+
+    Raises:
+        AddressBlocked: it would leave the public internet; nothing was sent, not even a SYN.
+    """
+    family, kind, protocol, _, address = address_info
+    if not is_public(str(address[0])):
+        raise classify.AddressBlocked(str(address[0]))
+    return socket.socket(family, kind, protocol)
+
+
+def tcp_connector(factory: SocketFactory | None, tls: ssl.SSLContext | bool) -> aiohttp.BaseConnector:
+    """Make a connector over real sockets. A simulation hands in another one."""
+    # limit=0: how many downloads run is the engine's decision; the library's limit would only hide the waiting.
+    return aiohttp.TCPConnector(
+        limit=0, socket_factory=factory, ssl=tls, resolver=aiohttp.ThreadedResolver(), ttl_dns_cache=10
+    )
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
+    """Return the system's trust, TLS 1.2 or later, names checked (that is what True means), plus a file's.
+
+    Raises:
+        SettingsError: the file can't be used.
+    """
+    if ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(ca_file)
+    except (OSError, ssl.SSLError) as failure:
+        raise SettingsError(
+            f"--ca-file {ca_file}: {failure.strerror or failure}", "a file of PEM certificates"
+        ) from None
+    return context
+
+
+class Downloader:
+    """Sends the GETs and receives the bodies. Open it on the loop, close it there.
+
+    Args:
+        rules: Which urls may be fetched.
+        proxy: All connects go there; then only the literal and the name of a url can be judged.
+        ca_file: Trusted beside the system's certificates.
+        connector: Makes the connectors.
+    """
+
+    def __init__(
+        self,
+        rules: UrlRules,
+        *,
+        proxy: str | None = None,
+        ca_file: Path | None = None,
+        connector: ConnectorFactory = tcp_connector,
+    ) -> None:
+        self._rules = rules
+        tls = tls_context(ca_file)
+        guard = None if proxy else guarded_socket
+        # Two pools: a connection to a host that the user vouches for never serves a url that must be guarded.
+        self._guarded = _session(connector(guard, tls), proxy)
+        self._vouched = _session(connector(None, tls), proxy)
+
+    async def close(self) -> None:
+        """Close both sessions."""
+        await self._guarded.close()
+        await self._vouched.close()
+
+    async def receive(self, image: PaidImage, disk: Executor, folders: Folders) -> Received | FetchFailed:
+        """Fetch a body once; a large one arrives as a sealed part in `images/`.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError, OSError: the network's failures, for `classify.by_exception`.
+            PartFailed: the disk's.
+        """
+        response = await self._open(image.url)
+        if isinstance(response, FetchFailed):
+            return response
+        try:
+            encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+            if response.status != 200:
+                return classify.by_status(response.status)
+            if encoding not in ("", "identity"):
+                return classify.WRONG_TYPE.failed(f"an encoded body ({printable(encoding, 40)}), not asked for")
+            return await _body(response, image, disk, folders)
+        finally:
+            response.release()
+
+    async def _open(self, text: str) -> aiohttp.ClientResponse | FetchFailed:
+        verdict = self._rules.judge(text)
+        for _ in range(MAX_REDIRECTS + 1):
+            if isinstance(verdict, Blocked):
+                return classify.blocked(verdict)
+            response = await self._get(verdict)
+            if response.status not in _REDIRECTS:
+                return response
+            location = response.headers.get("Location")
+            response.close()
+            if not location:
+                return classify.REFUSED.failed("the image's host redirects to nowhere")
+            verdict = self._rules.judge_redirect(verdict.url, location)
+        return classify.REFUSED.failed(f"more than {MAX_REDIRECTS} redirects")
+
+    async def _get(self, allowed: Allowed) -> aiohttp.ClientResponse:
+        session = self._guarded if allowed.guarded else self._vouched
+        return await session.get(allowed.url, allow_redirects=False)
+
+
+def _session(connector: aiohttp.BaseConnector, proxy: str | None) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        proxy=proxy,
+        auto_decompress=False,
+        headers={"User-Agent": f"banana-batch/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"},
+        timeout=aiohttp.ClientTimeout(
+            total=None, connect=LOOKUP_AND_CONNECT_S, sock_connect=CONNECT_S, sock_read=IDLE_S
+        ),
+        read_bufsize=READ_BUFFER_BYTES,
+    )
+
+
+async def _body(
+    response: aiohttp.ClientResponse, image: PaidImage, disk: Executor, folders: Folders
+) -> Received | FetchFailed:
+    label = response.headers.get("Content-Type")
+    chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+    announced = None if chunked else response.content_length
+    content, chunks, size = response.content, list[bytes](), 0
+    while size <= SMALL_BYTES:
+        chunk = await content.readany()
+        if not chunk:
+            if announced is not None and size != announced:
+                return classify.SHORT.failed(f"{size:,} of {announced:,} bytes came")
+            return Received(image, b"".join(chunks), label, chunked or announced is not None)
+        chunks.append(chunk)
+        size += len(chunk)
+    stream = PartStream(disk, folders, image.index)
+    sealed = False
+    try:
+        size = await _spill(content, stream, chunks)
+        if announced is not None and size < min(announced, MAX_BYTES):
+            return classify.SHORT.failed(f"{size:,} of {announced:,} bytes came")
+        part = await stream.seal()
+        if size > MAX_BYTES:
+            part.finding = NotWhole(f"more than {bytes_text(MAX_BYTES)}", part.finding.content_type, pixels=True)
+        sealed = True
+    finally:
+        if not sealed:
+            await stream.discard()
+    return Received(image, part, label, chunked or announced is not None)
+
+
+async def _spill(content: aiohttp.StreamReader, stream: PartStream, chunks: list[bytes]) -> int:
+    """Write the body to the part, at most MAX_BYTES of it; return how many bytes came, at most one chunk more."""
+    waiting = sum(map(len, chunks))
+    size = waiting
+    while size <= MAX_BYTES:
+        chunk = await content.readany()
+        if not chunk:
+            break
+        chunks.append(chunk)
+        size += len(chunk)
+        waiting += len(chunk)
+        if waiting >= CHUNK_BYTES and size <= MAX_BYTES:
+            await stream.write(chunks)
+            chunks, waiting = [], 0
+    if size > MAX_BYTES:
+        # What is kept of it is always the same length: so the same endless body is known again.
+        chunks[-1] = chunks[-1][: len(chunks[-1]) - (size - MAX_BYTES)]
+    if waiting:
+        await stream.write(chunks)
+    return size

@@ -1,0 +1,103 @@
+"""The `Images` port: url -> guard -> download -> examine -> durable file.
+
+Rule 1: every failure is a value; what is raised is a bug or an output folder that can't be used.
+Rule 2: no task, no thread and no clock of its own: executors are handed in, time is the loop's.
+Rule 3: small images take one hop to the committer; large ones stream through the disk executor first.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from pathlib import Path
+from types import TracebackType
+
+import aiohttp
+
+from banana_batch.grouping import GroupCommit
+from banana_batch.models import FetchFailed, PaidImage, StoredImage
+
+from . import classify
+from .committer import Committer, Outcome, Received
+from .download import WALL_S, ConnectorFactory, Downloader, tcp_connector
+from .folders import Folders
+from .guard import UrlRules
+from .parts import PartFailed
+
+COMMIT_THREADS = 1  # the committer runs one group at a time
+DISK_THREADS = 8
+
+
+class ImageFetcher:
+    """Fetches paid images into `out/images/`. An async context manager: open while it fetches.
+
+    Args:
+        out: The output folder; it exists.
+        gateway: `--base-url`: its origin may serve images if it is on loopback.
+        allow_hosts: Each `--allow-host`.
+        proxy: `--proxy`.
+        ca_file: `--ca-file`.
+        committer: Executor of COMMIT_THREADS thread.
+        disk: Executor of about DISK_THREADS threads; never the same as `committer`, unless it runs inline.
+        connector: Makes the sessions' connectors; a simulation hands in its own.
+
+    Raises (on entering):
+        OutputError: the output folder can't be used safely.
+        DiskError: nor made durable.
+        UsageError, SettingsError: an `--allow-host` or `--ca-file` that can't be read.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        gateway: str,
+        committer: Executor,
+        disk: Executor,
+        allow_hosts: Iterable[str] = (),
+        proxy: str | None = None,
+        ca_file: Path | None = None,
+        connector: ConnectorFactory = tcp_connector,
+    ) -> None:
+        self._out = out
+        self._rules = UrlRules(gateway, allow_hosts, proxied=proxy is not None)
+        self._proxy = proxy
+        self._ca_file = ca_file
+        self._connector = connector
+        self._commit_thread = committer
+        self._disk = disk
+
+    async def __aenter__(self) -> "ImageFetcher":
+        self._downloader = Downloader(self._rules, proxy=self._proxy, ca_file=self._ca_file, connector=self._connector)
+        try:
+            self._folders = Folders(self._out)
+        except BaseException:
+            await self._downloader.close()
+            raise
+        committer = Committer(self._folders, self._disk)
+        self._commits: GroupCommit[Received, Outcome] = GroupCommit(self._commit_thread, committer.commit)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._downloader.close()
+        # A group that was put and whose callers were cancelled still uses the descriptors: close them after it.
+        last = self._commit_thread.submit(self._folders.close)
+        await asyncio.shield(asyncio.wrap_future(last))
+
+    async def fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
+        """Fetch once. Free, so it may be called again. A returned StoredImage is on disk, durable, under its name.
+
+        Raises:
+            OutputError: the image's stem is no file name below `images/`.
+        """
+        try:
+            async with asyncio.timeout(WALL_S):
+                received = await self._downloader.receive(image, self._disk, self._folders)
+        except PartFailed as broken:
+            return classify.by_disk(broken.failure)
+        except (aiohttp.ClientError, TimeoutError, OSError) as failure:
+            return classify.by_exception(failure)
+        if isinstance(received, FetchFailed):
+            return received
+        return await self._commits.put(received)

@@ -1,0 +1,125 @@
+"""The part of a large image: bytes stream to the disk while they come, hashed as they are written.
+
+Rule 1: what blocks runs on the disk executor, in chunks so large that the hop does not count; aiofiles carries it.
+Rule 2: a write that has begun ends before its file is closed or removed, whoever was cancelled meanwhile.
+Rule 3: a part is examined and synced before it can get a name.
+"""
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from io import FileIO
+from typing import TYPE_CHECKING, TypeVar
+
+from aiofiles.threadpool import wrap
+
+from .files import create_part, remove_part, write_all
+from .folders import Folders
+from .verify import FileSource, NotWhole, Whole, examine
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+Result = TypeVar("Result")
+
+
+class PartFailed(Exception):
+    """The local disk did not take the bytes of a part. No OSError, as the network's errors are those too."""
+
+    def __init__(self, failure: OSError) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+class StreamedPart(FileIO):
+    """The file itself. Every method blocks and belongs on the disk executor.
+
+    Attributes:
+        sha256: Of all bytes, hexadecimal; set by `seal`.
+        finding: What they are; set by `seal`.
+        written: Bytes so far.
+    """
+
+    def __init__(self, folders: Folders, index: int) -> None:
+        super().__init__(create_part(folders.images, index), "r+b")
+        self._folders = folders
+        self._index = index
+        self._hash = hashlib.sha256()
+        self._busy = threading.Lock()
+        self.sha256 = ""
+        self.finding: Whole | NotWhole = NotWhole("not examined")
+        self.written = 0
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Write and hash all of it.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        with self._busy:
+            write_all(self.fileno(), data)
+            self._hash.update(data)
+            size = memoryview(data).nbytes
+            self.written += size
+            return size
+
+    def seal(self) -> None:
+        """Examine and sync what was written, and close.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        with self._busy:
+            self.finding = examine(FileSource(self.fileno(), self.written))
+            os.fsync(self.fileno())
+            self.sha256 = self._hash.hexdigest()
+            self.close()
+
+    def discard(self) -> None:
+        """Close and remove it, once a write that is under way has ended."""
+        with self._busy:
+            with suppress(OSError):
+                self.close()
+            remove_part(self._folders.images, self._index)
+
+
+class PartStream:
+    """The same as the loop sees it. Each method but `discard` raises PartFailed if the disk is full or broken."""
+
+    def __init__(self, disk: Executor, folders: Folders, index: int) -> None:
+        self._disk = disk
+        self._opening: Future[StreamedPart] = disk.submit(StreamedPart, folders, index)
+
+    async def write(self, chunks: Sequence[bytes]) -> None:
+        """Append, in one hop."""
+        part = await _settled(self._opening)
+        try:
+            await wrap(part, loop=asyncio.get_running_loop(), executor=self._disk).write(b"".join(chunks))
+        except OSError as failure:
+            raise PartFailed(failure) from None
+
+    async def seal(self) -> StreamedPart:
+        """Examine, sync and close; return the part."""
+        part = await _settled(self._opening)
+        await _settled(self._disk.submit(part.seal))
+        return part
+
+    async def discard(self) -> None:
+        """Remove the part, once what runs on it has ended; goes on when the caller is cancelled."""
+        await _settled(self._disk.submit(self._discard))
+
+    def _discard(self) -> None:
+        # The opening was submitted before, so it has ended or runs on another thread: this never waits for itself.
+        with suppress(OSError):
+            self._opening.result().discard()
+
+
+async def _settled(future: Future[Result]) -> Result:
+    try:
+        return await asyncio.shield(asyncio.wrap_future(future))
+    except OSError as failure:
+        raise PartFailed(failure) from None
