@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic_core import to_json
 
 from banana_batch.errors import OutputError
-from banana_batch.text import printable
+from banana_batch.text import MAX_MESSAGE_CHARS, printable
 
 from .background import Background
 from .moments import rfc3339
@@ -34,7 +34,7 @@ MAX_WAITING = 100_000
 # Encoding holds the interpreter: small groups let the event loop in between.
 _GROUP = 64
 _MAX_DEPTH = 4
-_PLAIN = re.compile(r"[ !#-\[\]-~]{0,512}")
+_ESCAPED = re.compile(r'["\\]')
 
 
 def _unchanged(text: str) -> str:
@@ -71,9 +71,9 @@ class RunLog:
         self._waiting: deque[tuple[int, str, dict[str, object]]] = deque()
         self._unwritten = 0
         self._troubled = False
-        self._torn = False
         self._closed = False
         self._fd = _open(path, dir_fd)
+        self._torn = _ends_torn(self._fd)
         self._background = Background("banana-log", self._flush, FLUSH_S)
 
     def emit(self, event: str, /, **facts: object) -> None:
@@ -109,15 +109,19 @@ class RunLog:
         return to_json(record, ensure_ascii=True, inf_nan_mode="null").decode() + "\n"
 
     def _bounded(self, value: object, depth: int) -> object:
-        if value is None or isinstance(value, int | float):
+        if value is None or isinstance(value, int):
             return value
+        if isinstance(value, float):
+            return round(value, 6)
         if isinstance(value, dict) and depth < _MAX_DEPTH:
             return {printable(str(name)): self._bounded(part, depth + 1) for name, part in value.items()}
         if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
             return [self._bounded(part, depth + 1) for part in value]
         text = str(value)
+        if len(text) <= MAX_MESSAGE_CHARS and text.isascii() and text.isprintable() and not _ESCAPED.search(text):
+            return text
         # A secret must go before a cut or an escape splits what the whole line is searched for.
-        return text if _PLAIN.fullmatch(text) else printable(self._redact(text))
+        return printable(self._redact(text))
 
     def _write(self, lines: str, count: int) -> None:
         if self._unwritten:
@@ -138,7 +142,7 @@ class RunLog:
 
 
 def _open(path: Path, dir_fd: int | None) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         # O_NONBLOCK: a pipe that was put in the log's place must not hold up the start.
         fd = os.open(path, flags | os.O_NONBLOCK, 0o600, dir_fd=dir_fd)
@@ -148,3 +152,9 @@ def _open(path: Path, dir_fd: int | None) -> int:
         os.close(fd)
         raise OutputError(f"{printable(str(path))} can't be written: it is no regular file")
     return fd
+
+
+def _ends_torn(fd: int) -> bool:
+    """Tell whether a killed run left half a line: the next record must not be appended to it."""
+    size = os.fstat(fd).st_size
+    return size > 0 and os.pread(fd, 1, size - 1) != b"\n"

@@ -79,9 +79,9 @@ def drained(facts: Facts) -> str:
     if not calls:
         return f"{stop}: no call is on the wire"
     typical = facts["typical_s"]
-    usual = f"; such calls usually take {duration_text(typical)}" if typical is not None else ""
+    usual = f", usually {duration_text(typical)} each" if typical is not None else ""
     at_stake = priced_text(facts["at_stake_micro"])
-    return f"{stop}: waiting for {plural(calls, 'call')} on the wire, {at_stake} at stake{usual}. Again: stop at once"
+    return f"{stop}: {plural(calls, 'call')} on the wire{usual}, {at_stake} at stake. Again: stop at once"
 
 
 def stopped(facts: Facts) -> str:

@@ -195,7 +195,7 @@ def figures(tally: Tally, *, short: bool = False) -> list[str]:
 
 def status_line(tally: Tally) -> str:
     """Return where a run stands, in one line."""
-    shown = [f"{tally.done_before + tally.settled}/{tally.done_before + tally.todo} done", *figures(tally)]
+    shown = [f"{tally.jobs['done']}/{tally.done_before + tally.todo} done", *figures(tally)]
     if tally.jobs["paid"]:
         shown.append(f"{plural(tally.jobs['paid'], 'image')} to fetch")
     if tally.latencies.count:
@@ -227,6 +227,7 @@ def _new_bar(stream: Stream, tally: Tally) -> "tqdm[Any]":
     Bar.set_lock(threading.RLock())
     return Bar(
         file=stream,
+        desc=fitting(tally, stream.columns()),
         initial=tally.done_before,
         total=max(1, tally.done_before + tally.todo),
         bar_format=_BAR_FORMAT,

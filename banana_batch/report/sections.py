@@ -120,7 +120,7 @@ def stand_outs(lines: Iterable[JobLine]) -> Table:
     rows = [
         [
             str(line.index),
-            printable(line.id, 24),
+            printable(line.id, 14),
             printable(str(line.kind), 34),
             seconds_text(line.latency_s),
             "-" if line.credits_micro is None else credits_text(line.credits_micro),

@@ -95,7 +95,7 @@ def _of_it_wasted(micro: int) -> str:
 
 
 def _table(table: sections.Table) -> list[str]:
-    return tables.plain(table.head, table.rows, table.align, _INDENT)
+    return [tables.fitted(line, COLUMNS) for line in tables.plain(table.head, table.rows, table.align, _INDENT)]
 
 
 def _failures(account: Account) -> list[str]:
