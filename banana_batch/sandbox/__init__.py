@@ -9,5 +9,6 @@ config     prices, latency, limits, shares of faults; read from the command line
 faults     what can go wrong, and when: drawn from the request itself
 throttle   rate, queue and balance
 charges    the log of what was sold: ground truth for every test of money
+medium     the log's file, or memory
 pictures   a PNG that shows its prompt
 """

@@ -62,10 +62,10 @@ class App:
     Attributes:
         base_url: Where the pictures' urls point; set when the port is known.
         dropping: Every connection is cut as soon as it brings a request.
-        script: Asked for each call past all checks; what it returns comes before shares of faults.
-        canned: Taken in order, one for each call past all checks, before the script; None: the usual way.
+        script: Asked for each call past all checks; what it returns comes before shares of faults; None: those.
+        canned: Taken in order, one for each call past all checks, before the script; None: it goes well.
         closing: Set when calls that hang shall end.
-        tasks: Of the requests that are being answered.
+        serving: The requests that are being answered: task and connection.
     """
 
     def __init__(self, config: SandboxConfig, log: ChargeLog, artist: Executor | None) -> None:
@@ -76,7 +76,7 @@ class App:
         self.gallery = Gallery(config, log, artist)
         self.stats = Stats()
         self.closing = asyncio.Event()
-        self.tasks: set[asyncio.Task[object]] = set()
+        self.serving: dict[asyncio.Task[object], web.RequestHandler] = {}
         self._config = config
         self._log = log
         self._life = log.number
@@ -88,11 +88,11 @@ class App:
         """Answer one request."""
         task = asyncio.current_task()
         assert task is not None
-        self.tasks.add(task)
+        self.serving[task] = request.protocol
         try:
             return await self._route(request)
         finally:
-            self.tasks.discard(task)
+            del self.serving[task]
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path

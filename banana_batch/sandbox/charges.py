@@ -8,10 +8,8 @@ Rule 3: a torn last line was never answered for; it is cut off at the next start
 """
 
 import asyncio
-import fcntl
-import hmac
 import json
-import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,18 +17,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from banana_batch import money
-from banana_batch.errors import BatchLocked, SettingsError
+from banana_batch.errors import SettingsError
 from banana_batch.grouping import GroupCommit
 
 from .faults import Fault, FaultKind
+from .medium import line_at, line_start, open_medium
 from .orders import Order
 
 LOG_NAME = "charges.jsonl"
 _TOKEN_CHARS = 32
-_CHUNK_BYTES = 16 * 1024
+_NAME = re.compile(r"[0-9a-f]{33,47}")  # so that the offset fits the 63 bits that systems allow
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,98 +64,6 @@ class Charge:
     time: str
 
 
-class _Medium(Protocol):
-    """Bytes that only grow at the end."""
-
-    def append(self, data: bytes, offset: int) -> None:
-        """Write at the end, durably; after an OSError nothing of it is left."""
-
-    def read(self, count: int, offset: int) -> bytes:
-        """Return up to `count` bytes."""
-
-    def close(self) -> None:
-        """Let go of it."""
-
-
-class _Memory:
-    def __init__(self) -> None:
-        self._data = bytearray()
-
-    def append(self, data: bytes, offset: int) -> None:  # noqa: ARG002  # its end is the offset
-        self._data += data
-
-    def read(self, count: int, offset: int) -> bytes:
-        return bytes(self._data[offset : offset + count])
-
-    def close(self) -> None:
-        self._data.clear()
-
-
-class _File:
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(folder / LOG_NAME, flags, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._fd)
-            raise BatchLocked(
-                f"another sandbox serves {folder}", "End it, or give this one a folder of its own."
-            ) from None
-        parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.fsync(parent)
-        os.close(parent)
-
-    def trim(self) -> int:
-        """Cut off a torn last line; return the length that is left."""
-        end = os.fstat(self._fd).st_size
-        whole = _line_start(self, end)
-        if whole != end:
-            os.ftruncate(self._fd, whole)
-        return whole
-
-    def append(self, data: bytes, offset: int) -> None:
-        try:
-            written = 0
-            while written < len(data):
-                written += os.pwrite(self._fd, data[written:], offset + written)
-            os.fsync(self._fd)
-        except OSError:
-            os.ftruncate(self._fd, offset)
-            raise
-
-    def read(self, count: int, offset: int) -> bytes:
-        return os.pread(self._fd, count, offset)
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-def _line_start(medium: _Medium, end: int) -> int:
-    """Return the offset after the last line end before `end`, 0 where there is none."""
-    while end > 0:
-        start = max(0, end - _CHUNK_BYTES)
-        found = medium.read(end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
-def _line_at(medium: _Medium, offset: int) -> bytes:
-    """Return the line that starts at `offset`, without its end; empty past the log's end."""
-    parts: list[bytes] = []
-    while True:
-        part = medium.read(_CHUNK_BYTES, offset)
-        found = part.find(b"\n")
-        if found >= 0 or not part:
-            parts.append(part[: max(found, 0)])
-            return b"".join(parts)
-        parts.append(part)
-        offset += len(part)
-
-
 @dataclass(frozen=True, slots=True)
 class _Sale:
     order: Order
@@ -185,8 +92,9 @@ class ChargeLog:
     ) -> None:
         self._now = now
         self._owned = ThreadPoolExecutor(1, "charges") if executor is None and folder is not None else None
-        self._medium, self._end = _open(folder)
+        self._medium, self._end = open_medium(None if folder is None else folder / LOG_NAME)
         self.number, self.total = self._resume(folder)
+        self._writing: set[asyncio.Future[str]] = set()
         writer = executor or self._owned
         self._group = None if writer is None or folder is None else GroupCommit(writer, self._write)
 
@@ -194,9 +102,9 @@ class ChargeLog:
         if not self._end:
             return 0, 0
         try:
-            last = parse_line(_line_at(self._medium, _line_start(self._medium, self._end - 1)))
+            last = parse_line(line_at(self._medium, line_start(self._medium, self._end - 1)))
         except ValueError:
-            self.close()
+            self._medium.close()
             raise SettingsError(
                 f"{folder}/{LOG_NAME} is damaged", "Move it away; pictures sold before are gone with it."
             ) from None
@@ -211,8 +119,11 @@ class ChargeLog:
         sale = _Sale(order, micro, fault)
         if self._group is None:
             return self._write([sale])[0]
+        written = self._group.put(sale)
+        self._writing.add(written)
+        written.add_done_callback(self._writing.discard)
         # A caller that goes away takes nothing back: its line is written all the same.
-        return await asyncio.shield(self._group.put(sale))
+        return await asyncio.shield(written)
 
     def _write(self, sales: Sequence[_Sale]) -> Sequence[str]:
         lines: list[bytes] = []
@@ -233,36 +144,29 @@ class ChargeLog:
 
     def find(self, image: str) -> Charge | None:
         """Return the charge that sold a picture; None if there was none of this name."""
+        if not _NAME.fullmatch(image):
+            return None
         try:
-            offset = int(image[_TOKEN_CHARS:], 16)
-            charge = parse_line(_line_at(self._medium, offset))
+            charge = parse_line(line_at(self._medium, int(image[_TOKEN_CHARS:], 16)))
         except ValueError:
             return None
-        return charge if hmac.compare_digest(charge.image, image) else None
+        return charge if secrets.compare_digest(charge.image, image) else None
 
     def __iter__(self) -> Iterator[Charge]:
         """Go through all charges, in their order."""
         offset = 0
         while offset < self._end:
-            line = _line_at(self._medium, offset)
+            line = line_at(self._medium, offset)
             offset += len(line) + 1
             yield parse_line(line)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Finish what is being written and let go of the file."""
+        if self._writing:
+            await asyncio.wait(self._writing)
         if self._owned is not None:
             self._owned.shutdown(wait=True)
         self._medium.close()
-
-
-def _open(folder: Path | None) -> tuple[_Medium, int]:
-    if folder is None:
-        return _Memory(), 0
-    try:
-        file = _File(folder)
-        return file, file.trim()
-    except OSError as failed:
-        raise SettingsError(f"the sandbox can't use {folder}: {failed.strerror}") from failed
 
 
 def read_charges(folder: Path) -> list[Charge]:

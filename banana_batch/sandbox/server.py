@@ -105,7 +105,7 @@ class Sandbox:
 
     @property
     def canned(self) -> deque[Fault | Canned | None]:
-        """Answers for the next calls, in order; None lets a call go its usual way."""
+        """Answers for the next calls, in order; None: the call goes well."""
         return self._started.canned
 
     def follow(self, script: Script | None, images: ImageScript | None = None) -> None:
@@ -150,11 +150,11 @@ class Sandbox:
         self._app.closing.set()
         await runner.cleanup()
         # Those whose caller had left before are known to no connection any more.
-        left = list(self._app.tasks)
+        left = list(self._app.serving)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        self._log.close()
+        await self._log.close()
         if self._artist is not None:
             self._artist.shutdown(wait=True)
 
@@ -201,8 +201,13 @@ class Sandbox:
         assert self._runner is not None
         assert self._runner.server is not None
         await self._site.stop()
+        busy = set(self._started.serving.values())
         for connection in self._runner.server.connections:
-            connection.close()
+            # close() lets a busy connection finish, but leaves an idle one open and deaf.
+            if connection in busy:
+                connection.close()
+            else:
+                connection.force_close()
 
     async def _listen(self) -> None:
         assert self._runner is not None, "not started"
