@@ -1,6 +1,6 @@
 """Events as sentences: what happened, what it cost, what to do next.
 
-Rule 1: a sentence for an event that a person should know of; None for one that is only counted.
+Rule 1: a sentence for each event that a person should know of; the others are only counted.
 Rule 2: every text that is not ours goes through `text.printable`.
 """
 
@@ -31,15 +31,13 @@ def estimated(facts: Facts) -> str:
     return f"The first prices are known: all of it takes about {priced_text(facts['expected_micro'])}{between}"
 
 
-def answered(facts: Facts) -> str | None:
-    """Say that a request failed or got no answer."""
-    if facts["outcome"] not in ("refused", "in_doubt"):
-        return None
+def answered(facts: Facts) -> str:
+    """Say that a request was refused for good or got no trustworthy answer."""
     what = "failed" if facts["outcome"] == "refused" else "in doubt"
     return f"{_job(facts)} {what}: {_why(facts['verdict'], facts['message'])}"
 
 
-def fetch_failed(facts: Facts) -> str | None:
+def fetch_failed(facts: Facts) -> str:
     """Say that a paid image can't be had."""
     what = "lost: paid, and the image can't be had" if facts["lost"] else "paid, its image could not be fetched yet"
     return f"{_job(facts)} {what}: {_why(facts['error'], facts['message'])}"
@@ -95,7 +93,7 @@ def noted(facts: Facts) -> str:
     return printable(str(facts["message"]))
 
 
-PHRASES: dict[str, Callable[[Facts], str | None]] = {
+PHRASES: dict[str, Callable[[Facts], str]] = {
     "run_started": started,
     "estimate": estimated,
     "answered": answered,

@@ -83,9 +83,8 @@ class Progress:
         """Note down what is worth a line."""
         self._dirty = True
         phrase = PHRASES.get(event)
-        sentence = None if phrase is None or not self._worth_telling(event, facts) else phrase(facts)
-        if sentence is not None:
-            self._note(event, sentence)
+        if phrase is not None and self._worth_telling(event, facts):
+            self._note(event, phrase(facts))
         if event == "run_started":
             self._line_due_s = time.monotonic() + self._minute_s
             self._started = True

@@ -223,12 +223,29 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert not gone.isatty()
 
 
-def test_a_closed_standard_error_is_never_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_standard_error_is_never_written_to(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Started without one, descriptor 2 may be the state file."""
     monkeypatch.setattr(sys, "stderr", None)
     stream = Stream()
     assert not stream.isatty()
     assert stream.write("lost") == 4
+    assert capfd.readouterr().err == ""
+
+
+def test_a_full_terminal_that_does_not_wait_misses_a_part_only() -> None:
+    """Once it is read again, what comes later is shown."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    stream = Stream(writer)
+    stream.write("x" * 1_000_000)
+    assert len(os.read(reader, 1_000_000)) < 1_000_000
+    stream.write("later")
+    assert os.read(reader, 1_000_000).endswith(b"later")
+    assert stream.columns() == 80
+    for fd in (reader, writer):
+        os.close(fd)
 
 
 def test_a_full_pipe_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
