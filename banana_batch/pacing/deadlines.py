@@ -49,3 +49,13 @@ class Deadline:
         by_wall = math.inf if self.stop_by_us is None else (self.stop_by_us - wall_us) / 1e6
         by_length = math.inf if self.ends_s is None else self.ends_s - now_s
         return min(by_wall, by_length)
+
+
+def deadline(
+    stop_by: time | None, max_duration_s: float | None, *, now_s: float, wall_us: int, zone: tzinfo | None = None
+) -> Deadline | None:
+    """Return the deadline of a run that starts now; None: it has none."""
+    if stop_by is None and max_duration_s is None:
+        return None
+    stop_by_us = None if stop_by is None else next_occurrence_us(stop_by, wall_us, zone)
+    return Deadline(stop_by_us, None if max_duration_s is None else now_s + max_duration_s)

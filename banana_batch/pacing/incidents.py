@@ -6,7 +6,10 @@
 Rule 1: while an incident lasts, one call at a time: each may be one more doubt, and cost credits.
 Rule 2: an answer that judges the request shows that the endpoint is well. A throttling one shows that it can be
         reached; but the trouble, and with it `--give-up-after`, goes on until something is let in.
-Rule 3: no clock is read and nothing waits here; randomness is handed in.
+Rule 3: calls that were out before the incident may be answered although no new one gets through. Such an answer
+        ends the incident too (an isolated doubt must not slow a wide run down); but if failures come again before
+        a newer call was answered, it was the same incident, and then only an answer to a newer call ends it.
+Rule 4: no clock is read and nothing waits here; randomness is handed in.
 """
 
 import math
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from banana_batch.models import Signal
+
 from .proxy import ProxyTimeout
 
 OVERLOADED_IN_A_ROW = 5
@@ -43,6 +47,7 @@ class Change(StrEnum):
     """What a signal did to the incident."""
 
     STARTED = "started"
+    RESUMED = "resumed"  # rule 3
     ENDED = "ended"
 
 
@@ -83,6 +88,8 @@ class Incidents:
         self.trouble: Trouble | None = None
         self._trouble_s = 0.0
         self._overloaded = 0
+        self._unproven: Incident | None = None
+        self._resumed = False
         self._began_s = 0.0
         self._stragglers = 0
         self._probe_s: float | None = None
@@ -92,7 +99,7 @@ class Incidents:
     @property
     def quiet(self) -> bool:
         """Whether a good answer has nothing to end."""
-        return self.trouble is None and self._overloaded == 0
+        return self.trouble is None and self._overloaded == 0 and self._unproven is None
 
     @property
     def gives_up_s(self) -> float:
@@ -139,7 +146,7 @@ class Incidents:
         if signal is not Signal.NEUTRAL:
             self._overloaded = self._overloaded + 1 if signal is Signal.OVERLOADED else 0
         if signal in (Signal.GOOD, Signal.REFUSED, Signal.THROTTLED):
-            return self._reached(signal, now_s, wall_us)
+            return self._reached(signal, latency_s or 0.0, now_s, wall_us)
         change = self._failed(signal, now_s, wall_us, in_flight)
         if self.current is not None and signal is Signal.DOUBT:
             self.current.doubts += 1
@@ -147,20 +154,29 @@ class Incidents:
             self._probed(latency_s, now_s)
         return change
 
-    def _reached(self, signal: Signal, now_s: float, wall_us: int) -> Change | None:
+    def _reached(self, signal: Signal, latency_s: float, now_s: float, wall_us: int) -> Change | None:
+        newer = now_s - latency_s >= self._began_s
+        if newer:
+            self._unproven = None
+        elif self.current is not None and self._resumed:
+            self._probed(latency_s, now_s)
+            return None
         if signal is not Signal.THROTTLED:
             self.trouble = None
-        elif self.trouble is None:
-            self._trouble_s = now_s
-            self.trouble = Trouble.THROTTLED
         else:
-            self.trouble = Trouble.THROTTLED
+            self._in_trouble(Trouble.THROTTLED, now_s)
         if self.current is None:
             return None
+        self._unproven = None if newer else self.current
         self.current.ended_us = wall_us
         self.current = None
         self._probe_s = None
         return Change.ENDED
+
+    def _in_trouble(self, trouble: Trouble, now_s: float) -> None:
+        if self.trouble is None:
+            self._trouble_s = now_s
+        self.trouble = trouble
 
     def _failed(self, signal: Signal, now_s: float, wall_us: int, in_flight: int) -> Change | None:
         cause = _AT_ONCE.get(signal)
@@ -168,19 +184,21 @@ class Incidents:
             cause = Trouble.OVERLOADED
         if cause is None:
             return None
-        if self.trouble is None:
-            self._trouble_s = now_s
-        self.trouble = cause
+        self._in_trouble(cause, now_s)
         if self.current is not None:
             return None
-        self.current = Incident(cause, wall_us)
-        self.all.append(self.current)
-        self._began_s = now_s
         self._stragglers = in_flight
-        self._probe_s = None
-        self._pauses = 0
+        self._resumed = self._unproven is not None
+        if self._unproven is not None:
+            self.current, self._unproven = self._unproven, None
+            self.current.ended_us = None
+        else:
+            self.current = Incident(cause, wall_us)
+            self.all.append(self.current)
+            self._began_s = now_s
+            self._pauses = 0
         self._pause(now_s)
-        return Change.STARTED
+        return Change.RESUMED if self._resumed else Change.STARTED
 
     def _probed(self, latency_s: float | None, now_s: float) -> None:
         """Tell a probe's end from that of a call that was out when the incident began."""

@@ -20,13 +20,14 @@ from enum import StrEnum
 
 from banana_batch.models import Kind, Signal
 from banana_batch.ports import Clock, Events
+
+from .account import Account
 from .deadlines import Deadline
 from .governor import Governor
 from .incidents import Change, Incident, Incidents, Trouble
 from .latency import Latencies
 from .rate import StartsPerMinute
 
-SLEPT_S = 30.0  # the wall clock ran ahead of the monotonic one by more: the machine slept
 _LONGEST_TIMER_S = 30.0  # a machine may sleep and wake past `--stop-by`: look at the wall clock now and then
 _SHORTEST_TIMER_S = 0.001
 
@@ -69,7 +70,7 @@ class Pacer:
         own_timeouts_s: Collection[float] = (),
     ) -> None:
         self._clock = clock
-        self._events = events
+        self._account = Account(events)
         self._governor = Governor(concurrency, rng)
         self._incidents = Incidents(give_up_after_s, rng, own_timeouts_s)
         self._rpm = None if rpm is None else StartsPerMinute(rpm)
@@ -79,9 +80,6 @@ class Pacer:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = math.inf
         self._begun = False
-        self._drift_s: float | None = None
-        self._throttled_s = 0.0
-        self._throttled_since_s: float | None = None
         # The limit alone decides: then a turn costs a comparison.
         self._calm = False
         self.in_flight = 0
@@ -92,6 +90,11 @@ class Pacer:
     def limit(self) -> int:
         """Calls in flight at most, now: 1 during an incident."""
         return self._governor.limit if self._incidents.current is None else 1
+
+    @property
+    def in_incident(self) -> bool:
+        """The endpoint fails for everyone just now: a refusal says nothing about its job."""
+        return self._incidents.current is not None
 
     @property
     def per_minute(self) -> float | None:
@@ -111,8 +114,7 @@ class Pacer:
     @property
     def throttled_s(self) -> float:
         """Seconds of this run under a reduced limit, a learned rate or a cool-down."""
-        since_s = self._throttled_since_s
-        return self._throttled_s + (0.0 if since_s is None else self._clock.monotonic_s() - since_s)
+        return self._account.throttled_s(self._clock.monotonic_s())
 
     def latency(self, kind: Kind) -> tuple[float, float] | None:
         """Return median and 95th percentile, seconds; None: no answer of this kind was seen."""
@@ -139,7 +141,7 @@ class Pacer:
     def ended(self, kind: Kind, signal: Signal, latency_s: float | None, retry_after_s: float | None) -> None:
         """Give the turn back, with what the call taught. Called exactly once for each admitted call."""
         now_s, wall_us = self._clock.monotonic_s(), self._clock.wall_us()
-        self._watch_sleep(now_s, wall_us)
+        self._account.watch_sleep(now_s, wall_us)
         lasted_s = latency_s or 0.0
         if signal is Signal.GOOD:
             self._governor.accepted(now_s, self.in_flight, lasted_s)
@@ -147,14 +149,13 @@ class Pacer:
                 self.latencies.add(kind, latency_s)
         elif signal is Signal.REFUSED:
             self._governor.judged(now_s, lasted_s)
-        elif signal is Signal.THROTTLED:
-            self._throttle(now_s, lasted_s, retry_after_s)
+        elif signal is Signal.THROTTLED and self._governor.refused(now_s, self.in_flight, lasted_s, retry_after_s):
+            self._account.throttled(self._governor, now_s)
         self.in_flight -= 1
         if signal is not Signal.GOOD or not self._incidents.quiet:
             self._calm = False
             self._note_incident(signal, latency_s, now_s, wall_us)
-        if self._throttled_since_s is not None and not self._governor.throttled:
-            self._unthrottle(now_s)
+        self._account.look(self._governor, now_s)
         if self._line:
             self._serve()
 
@@ -204,7 +205,7 @@ class Pacer:
             and not self._holds
             and self._rpm is None
             and self._deadline is None
-            and self._incidents.trouble is None
+            and self._incidents.quiet
             and self._governor.steady(now_s)
         )
 
@@ -263,7 +264,7 @@ class Pacer:
 
     def _tick(self) -> None:
         self._timer = None
-        self._watch_sleep(self._clock.monotonic_s(), self._clock.wall_us())
+        self._account.watch_sleep(self._clock.monotonic_s(), self._clock.wall_us())
         self._serve()
 
     def _stop(self, cause: StopCause) -> None:
@@ -281,47 +282,15 @@ class Pacer:
 
     def _give_up(self, now_s: float) -> None:
         trouble = self._incidents.trouble
-        self._events.emit("gave_up", cause=trouble, after_s=round(self._incidents.trouble_for_s(now_s), 3))
+        self._account.gave_up(trouble, self._incidents.trouble_for_s(now_s))
         self._stop(StopCause(Stop.GAVE_UP, trouble))
 
     def _note_incident(self, signal: Signal, latency_s: float | None, now_s: float, wall_us: int) -> None:
-        incident = self._incidents.current
+        before = self._incidents.current
         change = self._incidents.ended(signal, latency_s, now_s=now_s, wall_us=wall_us, in_flight=self.in_flight)
-        if change is Change.STARTED and self._incidents.current is not None:
-            self._events.emit("incident_started", cause=self._incidents.current.cause, in_flight=self.in_flight)
-        elif change is Change.ENDED and incident is not None:
+        if change is Change.ENDED and before is not None:
             if signal is not Signal.THROTTLED:
                 self._governor.open_wide(now_s)
-            self._events.emit(
-                "incident_ended",
-                cause=incident.cause,
-                lasted_s=round((wall_us - incident.started_us) / 1e6, 3),
-                doubts=incident.doubts,
-                probes=incident.probes,
-                likely_proxy_timeout_s=self.likely_proxy_timeout_s,
-            )
-
-    def _throttle(self, now_s: float, latency_s: float, retry_after_s: float | None) -> None:
-        if not self._governor.refused(now_s, self.in_flight, latency_s, retry_after_s):
-            return
-        if self._throttled_since_s is None:
-            self._throttled_since_s = now_s
-        self._events.emit(
-            "throttled",
-            limit=self._governor.limit,
-            cooldown_s=round(self._governor.cooldown_s(now_s), 3),
-            per_minute=self._governor.per_minute,
-        )
-
-    def _unthrottle(self, now_s: float) -> None:
-        assert self._throttled_since_s is not None
-        lasted_s = now_s - self._throttled_since_s
-        self._throttled_s += lasted_s
-        self._throttled_since_s = None
-        self._events.emit("unthrottled", lasted_s=round(lasted_s, 3))
-
-    def _watch_sleep(self, now_s: float, wall_us: int) -> None:
-        drift_s = wall_us / 1e6 - now_s
-        if self._drift_s is not None and drift_s - self._drift_s > SLEPT_S:
-            self._events.emit("slept", for_s=round(drift_s - self._drift_s, 3))
-        self._drift_s = drift_s
+            self._account.incident_ended(before, signal, self.likely_proxy_timeout_s)
+        elif change is not None and self._incidents.current is not None:
+            self._account.incident_started(self._incidents.current, change, self.in_flight)
