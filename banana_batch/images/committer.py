@@ -27,7 +27,7 @@ from .oddities import oddities
 from .parts import StreamedPart
 from .verify import BytesSource, NotWhole, Whole, examine
 
-SLICES = 8  # fsyncs under way at once for a group of small images
+SLICES = 4  # fsyncs of small parts under way at once
 
 Outcome = StoredImage | FetchFailed
 
@@ -48,14 +48,21 @@ class Received:
     measured: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Prepared:
-    """A synced part that waits for its name."""
+    """A part that waits for its name.
+
+    Attributes:
+        fd: Of a small part until it is synced; a streamed one comes synced and closed.
+        broken: Why it could not be synced.
+    """
 
     received: Received
     finding: Whole | NotWhole
     sha256: str
     bytes: int
+    fd: int | None = None
+    broken: OSError | None = None
 
 
 @dataclass(slots=True)
@@ -80,40 +87,45 @@ class Committer:
 
     def commit(self, group: Sequence[Received]) -> list[Outcome | BaseException]:
         """Store a group; return what became of each, in order. Blocks."""
-        width = min(SLICES, len(group))
-        others = [self._disk.submit(self._prepare_slice, group[start::width]) for start in range(1, width)]
-        sliced = [self._prepare_slice(group[0::width]), *(other.result() for other in others)]
-        placed = [self._place(sliced[at % width][at // width]) for at in range(len(group))]
-        broken = self._sync({one.folder for one in placed if isinstance(one, _Placed)})
+        prepared = [self._prepare(received) for received in group]
+        self._sync_parts([one for one in prepared if isinstance(one, _Prepared) and one.fd is not None])
+        placed = [self._place(one) for one in prepared]
+        broken = self._sync_folders({one.folder for one in placed if isinstance(one, _Placed)})
         self._folders.trim()
         return [broken.get(one.folder, one.outcome) if isinstance(one, _Placed) else one for one in placed]
 
-    def _prepare_slice(self, group: Sequence[Received]) -> list[_Prepared | FetchFailed]:
-        return [self._prepare(received) for received in group]
-
     def _prepare(self, received: Received) -> _Prepared | FetchFailed:
-        body, image = received.body, received.image
+        body = received.body
         if isinstance(body, StreamedPart):
             prepared = _Prepared(received, body.finding, body.sha256, body.written)
         else:
-            digest = hashlib.sha256(body).hexdigest()
-            prepared = _Prepared(received, examine(BytesSource(body)), digest, len(body))
+            prepared = _Prepared(received, examine(BytesSource(body)), hashlib.sha256(body).hexdigest(), len(body))
         failure = _refused(prepared)
-        try:
-            if failure is not None:
-                if isinstance(body, StreamedPart):
-                    body.discard()
-                return failure
-            if not isinstance(body, StreamedPart):
-                write_part(self._folders.images, image.index, body)
-        except OSError as broken:
-            return classify.by_disk(broken)
+        if failure is not None:
+            if isinstance(body, StreamedPart):
+                body.discard()
+            return failure
+        if not isinstance(body, StreamedPart):
+            try:
+                prepared.fd = write_part(self._folders.images, received.image.index, body)
+            except OSError as broken:
+                return classify.by_disk(broken)
         return prepared
 
-    def _place(self, prepared: _Prepared | FetchFailed) -> "_Placed | FetchFailed | BananaError":
+    def _sync_parts(self, written: Sequence[_Prepared]) -> None:
+        """Sync and close small parts, several at once: a disk is fast when it has much to do."""
+        width = min(SLICES, len(written))
+        others = [self._disk.submit(_sync_slice, written[start::width]) for start in range(1, width)]
+        _sync_slice(written[0 :: width or 1])
+        for other in others:
+            other.result()
+
+    def _place(self, prepared: _Prepared | FetchFailed) -> _Placed | FetchFailed | BananaError:
         if isinstance(prepared, FetchFailed):
             return prepared
         try:
+            if prepared.broken is not None:
+                raise prepared.broken
             return self._name(prepared)
         except OSError as broken:
             remove_part(self._folders.images, prepared.received.image.index)
@@ -158,7 +170,7 @@ class Committer:
         return wanted, folder, None
 
     @staticmethod
-    def _sync(touched: set[int]) -> dict[int, FetchFailed]:
+    def _sync_folders(touched: set[int]) -> dict[int, FetchFailed]:
         """Make the new names durable; return the folders that can't be."""
         broken = {}
         for folder in touched:
@@ -167,6 +179,19 @@ class Committer:
             except OSError as failure:
                 broken[folder] = classify.by_disk(failure)
         return broken
+
+
+def _sync_slice(written: Sequence[_Prepared]) -> None:
+    for one in written:
+        if one.fd is None:
+            continue
+        try:
+            os.fsync(one.fd)
+        except OSError as failure:
+            one.broken = failure
+        finally:
+            os.close(one.fd)
+            one.fd = None
 
 
 def _holds(folder: int, file: str, prepared: _Prepared) -> bool:

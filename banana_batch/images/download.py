@@ -8,6 +8,7 @@ Rule 4: bytes are bounded by MAX_BYTES, their memory by SMALL_BYTES and CHUNK_BY
         decompressed.
 """
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Callable
@@ -35,7 +36,7 @@ READ_BUFFER_BYTES = 256 * 1024
 MAX_BYTES = 100_000_000
 MAX_REDIRECTS = 3
 CONNECT_S, IDLE_S, WALL_S = 15.0, 30.0, 600.0
-LOOKUP_AND_CONNECT_S = 45.0
+RENEW_S = 1.0  # how exactly idling is noticed
 
 AddressInfo = tuple[Any, ...]
 SocketFactory = Callable[[AddressInfo], socket.socket]
@@ -120,18 +121,15 @@ class Downloader:
             aiohttp.ClientError, TimeoutError, OSError: the network's failures, for `classify.by_exception`.
             PartFailed: the disk's.
         """
-        response = await self._open(image.url)
-        if isinstance(response, FetchFailed):
-            return response
-        try:
-            encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-            if response.status != 200:
-                return classify.by_status(response.status)
-            if encoding not in ("", "identity"):
-                return classify.WRONG_TYPE.failed(f"an encoded body ({printable(encoding, 40)}), not asked for")
-            return await _body(response, image, disk, folders)
-        finally:
-            response.release()
+        async with asyncio.timeout(IDLE_S) as limit:
+            response = await self._open(image.url)
+            if isinstance(response, FetchFailed):
+                return response
+            try:
+                refusal = _refusal(response)
+                return refusal or await _body(response, image, PartStream(disk, folders, image.index), Patience(limit))
+            finally:
+                response.release()
 
     async def _open(self, text: str) -> aiohttp.ClientResponse | FetchFailed:
         verdict = self._rules.judge(text)
@@ -161,34 +159,64 @@ def _session(connector: aiohttp.BaseConnector, proxy: str | None) -> aiohttp.Cli
         proxy=proxy,
         auto_decompress=False,
         headers={"User-Agent": f"banana-batch/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"},
-        timeout=aiohttp.ClientTimeout(
-            total=None, connect=LOOKUP_AND_CONNECT_S, sock_connect=CONNECT_S, sock_read=IDLE_S
-        ),
+        # Idle and wall-clock limits are Patience's: one timer a fetch instead of two for each packet.
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
         read_bufsize=READ_BUFFER_BYTES,
     )
 
 
+def _refusal(response: aiohttp.ClientResponse) -> FetchFailed | None:
+    if response.status != 200:
+        return classify.by_status(response.status)
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        return classify.WRONG_TYPE.failed(f"an encoded body ({printable(encoding, 40)}), not asked for")
+    return None
+
+
+class Patience:
+    """How long to wait for a body: IDLE_S for its next bytes, WALL_S for all of it."""
+
+    def __init__(self, limit: asyncio.Timeout) -> None:
+        self._limit = limit
+        self._clock = asyncio.get_running_loop().time
+        self._seen_s = self._clock()
+        self._end_s = self._seen_s + WALL_S
+
+    def renew(self) -> None:
+        """Bytes came."""
+        now_s = self._clock()
+        if now_s - self._seen_s > RENEW_S:
+            self._seen_s = now_s
+            self._limit.reschedule(min(now_s + IDLE_S, self._end_s))
+
+    def lift(self) -> None:
+        """All bytes came: what is left is the disk's, which is not timed."""
+        self._limit.reschedule(None)
+
+
 async def _body(
-    response: aiohttp.ClientResponse, image: PaidImage, disk: Executor, folders: Folders
+    response: aiohttp.ClientResponse, image: PaidImage, stream: PartStream, patience: Patience
 ) -> Received | FetchFailed:
     label = response.headers.get("Content-Type")
     chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
     announced = None if chunked else response.content_length
-    content, chunks, size = response.content, list[bytes](), 0
+    measured = chunked or announced is not None
+    chunks, size = list[bytes](), 0
     while size <= SMALL_BYTES:
-        chunk = await content.readany()
+        chunk = await response.content.readany()
         if not chunk:
             if announced is not None and size != announced:
-                return classify.SHORT.failed(f"{size:,} of {announced:,} bytes came")
-            return Received(image, b"".join(chunks), label, chunked or announced is not None)
+                return _short(size, announced)
+            return Received(image, b"".join(chunks), label, measured)
+        patience.renew()
         chunks.append(chunk)
         size += len(chunk)
-    stream = PartStream(disk, folders, image.index)
     sealed = False
     try:
-        size = await _spill(content, stream, chunks)
+        size = await _spill(response.content, stream, chunks, patience)
         if announced is not None and size < min(announced, MAX_BYTES):
-            return classify.SHORT.failed(f"{size:,} of {announced:,} bytes came")
+            return _short(size, announced)
         part = await stream.seal()
         if size > MAX_BYTES:
             part.finding = NotWhole(f"more than {bytes_text(MAX_BYTES)}", part.finding.content_type, pixels=True)
@@ -196,25 +224,30 @@ async def _body(
     finally:
         if not sealed:
             await stream.discard()
-    return Received(image, part, label, chunked or announced is not None)
+    return Received(image, part, label, measured)
 
 
-async def _spill(content: aiohttp.StreamReader, stream: PartStream, chunks: list[bytes]) -> int:
-    """Write the body to the part, at most MAX_BYTES of it; return how many bytes came, at most one chunk more."""
-    waiting = sum(map(len, chunks))
-    size = waiting
+def _short(size: int, announced: int) -> FetchFailed:
+    return classify.SHORT.failed(f"{size:,} of {announced:,} bytes came")
+
+
+async def _spill(content: aiohttp.StreamReader, stream: PartStream, chunks: list[bytes], patience: Patience) -> int:
+    """Write the body to the part, at most MAX_BYTES of it; return how many bytes came, at most a chunk more."""
+    size = waiting = sum(map(len, chunks))
     while size <= MAX_BYTES:
         chunk = await content.readany()
         if not chunk:
             break
+        patience.renew()
         chunks.append(chunk)
         size += len(chunk)
         waiting += len(chunk)
         if waiting >= CHUNK_BYTES and size <= MAX_BYTES:
             await stream.write(chunks)
             chunks, waiting = [], 0
+    patience.lift()
     if size > MAX_BYTES:
-        # What is kept of it is always the same length: so the same endless body is known again.
+        # What is kept of it always has the same length, so that the same endless body is known again.
         chunks[-1] = chunks[-1][: len(chunks[-1]) - (size - MAX_BYTES)]
     if waiting:
         await stream.write(chunks)

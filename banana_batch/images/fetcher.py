@@ -18,13 +18,14 @@ from banana_batch.models import FetchFailed, PaidImage, StoredImage
 
 from . import classify
 from .committer import Committer, Outcome, Received
-from .download import WALL_S, ConnectorFactory, Downloader, tcp_connector
+from .download import ConnectorFactory, Downloader, tcp_connector
 from .folders import Folders
 from .guard import UrlRules
 from .parts import PartFailed
 
 COMMIT_THREADS = 1  # the committer runs one group at a time
 DISK_THREADS = 8
+MAX_GROUP = 128  # images a commit; each has a file open meanwhile
 
 
 class ImageFetcher:
@@ -74,7 +75,9 @@ class ImageFetcher:
             await self._downloader.close()
             raise
         committer = Committer(self._folders, self._disk)
-        self._commits: GroupCommit[Received, Outcome] = GroupCommit(self._commit_thread, committer.commit)
+        self._commits: GroupCommit[Received, Outcome] = GroupCommit(
+            self._commit_thread, committer.commit, max_group=MAX_GROUP
+        )
         return self
 
     async def __aexit__(
@@ -92,8 +95,7 @@ class ImageFetcher:
             OutputError: the image's stem is no file name below `images/`.
         """
         try:
-            async with asyncio.timeout(WALL_S):
-                received = await self._downloader.receive(image, self._disk, self._folders)
+            received = await self._downloader.receive(image, self._disk, self._folders)
         except PartFailed as broken:
             return classify.by_disk(broken.failure)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:

@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from yarl import URL
@@ -210,6 +211,7 @@ def _host_of(url: URL) -> str | None:
     return name if _HOST.fullmatch(name) else None
 
 
+@lru_cache(maxsize=256)
 def _literal(host: str) -> str | None:
     """Return the address that a host spells out, in any form that a resolver takes (`127.1`, `0x7f.1`); else None."""
     if ":" in host:

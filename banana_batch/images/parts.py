@@ -88,15 +88,20 @@ class StreamedPart(FileIO):
 
 
 class PartStream:
-    """The same as the loop sees it. Each method but `discard` raises PartFailed if the disk is full or broken."""
+    """The same as the loop sees it; the file is made with the first write.
+
+    Each method but `discard` raises PartFailed if the disk is full or broken.
+    """
 
     def __init__(self, disk: Executor, folders: Folders, index: int) -> None:
         self._disk = disk
-        self._opening: Future[StreamedPart] = disk.submit(StreamedPart, folders, index)
+        self._folders = folders
+        self._index = index
+        self._opening: Future[StreamedPart] | None = None
 
     async def write(self, chunks: Sequence[bytes]) -> None:
         """Append, in one hop."""
-        part = await _settled(self._opening)
+        part = await self._opened()
         try:
             await wrap(part, loop=asyncio.get_running_loop(), executor=self._disk).write(b"".join(chunks))
         except OSError as failure:
@@ -104,7 +109,7 @@ class PartStream:
 
     async def seal(self) -> StreamedPart:
         """Examine, sync and close; return the part."""
-        part = await _settled(self._opening)
+        part = await self._opened()
         await _settled(self._disk.submit(part.seal))
         return part
 
@@ -112,10 +117,16 @@ class PartStream:
         """Remove the part, once what runs on it has ended; goes on when the caller is cancelled."""
         await _settled(self._disk.submit(self._discard))
 
+    async def _opened(self) -> StreamedPart:
+        if self._opening is None:
+            self._opening = self._disk.submit(StreamedPart, self._folders, self._index)
+        return await _settled(self._opening)
+
     def _discard(self) -> None:
         # The opening was submitted before, so it has ended or runs on another thread: this never waits for itself.
         with suppress(OSError):
-            self._opening.result().discard()
+            if self._opening is not None:
+                self._opening.result().discard()
 
 
 async def _settled(future: Future[Result]) -> Result:
