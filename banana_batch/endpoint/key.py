@@ -31,13 +31,14 @@ _ASCII_ESCAPE = re.compile(rb"\\u00([2-7][0-9a-fA-F])")
 class Secret:
     """A text that shows as `***` wherever it is printed, logged or formatted."""
 
-    __slots__ = ("_forms", "_value")
+    __slots__ = ("_forms", "_raw_forms", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
         hidden = len(value) >= MIN_HIDDEN_CHARS
         # The longest first: a form that holds another one must go as a whole.
         self._forms = sorted(set(_forms(value)), key=len, reverse=True) if hidden else []
+        self._raw_forms = [form.encode() for form in self._forms]
 
     def reveal(self) -> str:
         """Return the text itself."""
@@ -56,10 +57,9 @@ class Secret:
             return raw
         if b"\\u00" in raw:
             raw = _ASCII_ESCAPE.sub(_unescaped, raw)
-        for form in self._forms:
-            encoded = form.encode()
-            if encoded in raw:
-                raw = raw.replace(encoded, MASK.encode())
+        for form in self._raw_forms:
+            if form in raw:
+                raw = raw.replace(form, MASK.encode())
         return raw
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ Rule 2: what can be read in two ways (a key given twice, nesting without end) is
 Rule 3: content decides, never the Content-Type header.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Mapping
@@ -87,7 +88,7 @@ _DECODER = json.JSONDecoder(
 def parse(body: bytes) -> Envelope | Flaw:
     """Read an answer's body."""
     try:
-        value = _DECODER.decode(body.decode("utf-8-sig"))
+        value = _DECODER.decode(body.removeprefix(codecs.BOM_UTF8).decode())
     except (_KeyTwice, RecursionError):
         return Flaw.AMBIGUOUS
     except ValueError:
@@ -100,7 +101,8 @@ def parse(body: bytes) -> Envelope | Flaw:
         return Flaw.UNKNOWN
     message, data = value.get("message"), value.get("data")
     data = data if isinstance(data, dict) else {}
-    return Envelope(status, message if isinstance(message, str) else None, data, _job_id(value, data))
+    job_id = _job_id(value, data) if status in QUEUED else None
+    return Envelope(status, message if isinstance(message, str) else None, data, job_id)
 
 
 def _job_id(value: dict[str, Any], data: dict[str, Any]) -> str | None:

@@ -52,7 +52,8 @@ async def test_a_connection_that_takes_too_long_was_not_sent(monkeypatch: pytest
     """The connect timeout bounds the TLS handshake too; the call's own timeout has not begun."""
     monkeypatch.setattr(transport, "CONNECT_TIMEOUT_S", 0.05)
     async with serving(_silence, at_once=True) as peer:
-        ending, trace = await buy(peer.url.replace("http:", "https:"))
+        async with asyncio.timeout(5):
+            ending, trace = await buy(peer.url.replace("http:", "https:"))
     assert trace.sent_at_s is None
     assert ending.verdict is classify.CONNECT
 
