@@ -253,7 +253,7 @@ class Pacer:
             left_s = self._deadline.left_s(now_s, self._clock.wall_us())
             ready_s = min(ready_s, now_s + left_s, now_s + _LONGEST_TIMER_S)
         if self._timer is not None:
-            if self._timer_s == ready_s:
+            if self._timer_s <= ready_s:  # it looks again then, and sets the next one
                 return
             self._timer.cancel()
             self._timer = None

@@ -1,6 +1,6 @@
 """Percentiles over the recent answers of a kind."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from banana_batch.models import Kind
@@ -8,6 +8,7 @@ from banana_batch.pacing.latency import RECENT, Latencies
 from tests.unit.pacing.simulated import KIND
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 600), min_size=1, max_size=1200))
 def test_percentiles_are_those_of_the_last_500(latencies_s: list[float]) -> None:
     """p50 and p95 by nearest rank, of the newest RECENT answers and no others."""

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from banana_batch.pacing.learned import AcceptedCalls
@@ -15,6 +15,7 @@ def _most_in_a_minute(starts: list[float]) -> int:
     return max(sum(1 for other_s in starts if start_s <= other_s < start_s + 60) for start_s in starts)
 
 
+@settings(deadline=None)
 @given(
     per_minute=st.integers(1, 120), asks=st.lists(st.floats(0, 40, allow_nan=False, allow_infinity=False), max_size=300)
 )
