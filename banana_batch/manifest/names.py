@@ -9,6 +9,8 @@ Rule 2: what a row spells out (`filename`) is checked and refused, never bent. W
 import re
 import unicodedata
 
+from banana_batch.models import INDEX_MARK
+
 MAX_STEM_BYTES = 200
 MAX_FOLDERS = 8
 
@@ -32,7 +34,7 @@ def complaint(stem: str) -> str | None:
 
 def size(stem: str) -> int:
     """Return the length in bytes; text that can't be encoded counts as if it could."""
-    return len(stem.encode("utf-8", "surrogatepass"))
+    return len(stem) if stem.isascii() else len(stem.encode("utf-8", "surrogatepass"))
 
 
 def has_extension(stem: str) -> bool:
@@ -46,8 +48,12 @@ def nfc(text: str) -> str:
 
 
 def clean(value: str) -> str:
-    """Return a row's value as a part of one name: what is not allowed becomes a dash."""
-    return _RESERVED.sub("-", nfc(value))
+    """Return a row's value as a part of one name: space, and what is not allowed, becomes a dash."""
+    return "-".join(_RESERVED.sub(" ", nfc(value)).split())
+
+
+# What the default template makes of a prompt with words: nothing to mend there.
+is_tidy = re.compile(INDEX_MARK + "[a-z0-9-]*[a-z0-9]").fullmatch
 
 
 def tidy(stem: str, instead: str) -> str:

@@ -79,16 +79,16 @@ class Namer:
 
     def stem(self, draft: Draft) -> str:
         """Return the path under `images/`; different for each copy. What can't be named is told."""
-        mark = f"~{draft.copy}" if draft.copy > 1 else ""
+        mark = "" if draft.copy == 1 else f"~{draft.copy}"
         if draft.filename is not None:
             return draft.filename + mark
         try:
-            values = [part(draft).zfill(width) if width else part(draft) for part, width in self._parts]
+            values = [part(draft).zfill(width) for part, width in self._parts]
         except NoColumn as missing:
             tell_no_column("filename", missing, draft, self._report)
             return ""
         stem = self._template.fill(values, "" if self._template.tells_copies else mark)
-        return names.tidy(stem, _hash(draft))
+        return stem if names.is_tidy(stem) else names.tidy(stem, _hash(draft))
 
 
 def _own_column(slot: Slot) -> Callable[[Draft], str]:
