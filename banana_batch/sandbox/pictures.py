@@ -54,7 +54,7 @@ def draw(
     canvas.fontmode = "L"  # smooth letters; off by default where colours are numbered
     _SCENES[int(dice[2] * len(_SCENES))](canvas, width, height, dice[3:])
     words = [model, aspect_ratio or "1:1", image_size or "1K", *details]
-    _label(canvas, width, height, printable(prompt, _MAX_PROMPT_CHARS), "  ·  ".join(words))
+    _label(canvas, width, height, printable(prompt, _MAX_PROMPT_CHARS), " · ".join(words))
     out = io.BytesIO()
     if jpeg:
         image.convert("RGB").save(out, "JPEG", quality=85)
@@ -173,16 +173,18 @@ def _label(canvas: ImageDraw.ImageDraw, width: int, height: int, prompt: str, wo
     margin = max(12, min(width, height) // 24)
     room_x, room_y = width - 4 * margin, height * 0.62 - 4 * margin
     size, lines = _fit(prompt, room_x, room_y, largest=max(14, min(width, height) // 22))
-    small = max(11, min(size * 2 // 3, int(room_x / max(1.0, len(words) * _char_width(100) / 100))))
-    leading, gap = size * 4 // 3, small
-    inner = leading * len(lines) + gap + small
-    top = height - margin - inner - 2 * margin
+    small = max(11, size * 2 // 3)
+    below = _wrap(words, max(1, int(room_x / _char_width(small))))
+    leading, small_leading = size * 4 // 3, small * 4 // 3
+    top = height - 3 * margin - leading * len(lines) - small_leading * len(below) - small // 2
     canvas.rounded_rectangle((margin, top, width - margin, height - margin), radius=margin, fill=_CARD)
     y = top + margin
     for line in lines:
         canvas.text((2 * margin, y), line, fill=_INK, font=_font(size))
         y += leading
-    canvas.text((2 * margin, y + gap), words, fill=_INK - 2, font=_font(small))
+    for line in below:
+        canvas.text((2 * margin, y + small // 2), line, fill=_INK - 2, font=_font(small))
+        y += small_leading
 
 
 def _fit(prompt: str, room_x: float, room_y: float, largest: int) -> tuple[int, list[str]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ async def test_concurrent_charges_share_a_sync(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fsync", counted)
     names = await asyncio.gather(*(log.charge(order(f"cat {number}"), MICRO) for number in range(100)))
-    assert len(synced) <= 3
+    assert 1 <= len(synced) <= 3
     assert [charge.number for charge in log] == list(range(1, 101))
     assert [charge.image for charge in log] == names
     assert log.total == 100 * MICRO
@@ -79,6 +80,7 @@ async def test_a_torn_last_line_is_cut_off(tmp_path: Path, lines: int) -> None:
     assert len(read_charges(tmp_path)) == lines
     again = ChargeLog(tmp_path)
     assert again.number == lines
+    assert (tmp_path / LOG_NAME).read_bytes().count(b"x" * 1000) == 0
     name = await again.charge(order("next"), MICRO)
     assert [charge.number for charge in read_charges(tmp_path)] == list(range(1, lines + 2))
     assert again.find(name) is not None
@@ -114,6 +116,7 @@ async def test_a_full_disk_charges_nothing(tmp_path: Path, monkeypatch: pytest.M
         broken.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             await log.charge(order("two"), MICRO)
+    assert [charge.prompt for charge in read_charges(tmp_path)] == ["one"]
     await log.charge(order("three"), MICRO)
     assert [(charge.number, charge.prompt) for charge in read_charges(tmp_path)] == [(1, "one"), (2, "three")]
     await log.close()
@@ -130,13 +133,24 @@ async def test_a_name_cannot_be_guessed() -> None:
     assert [log.find(one) for one in wrong] == [None] * len(wrong)
 
 
-async def test_a_caller_that_goes_away_takes_nothing_back(tmp_path: Path) -> None:
-    """A charge on its way is finished before the log closes, whoever waits for it."""
+async def test_a_caller_that_goes_away_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charges on their way are finished before the log closes, those of the next group too, whoever waits for them."""
     log = ChargeLog(tmp_path)
-    callers = [asyncio.create_task(log.charge(order(f"cat {number}"), MICRO)) for number in range(3)]
-    await asyncio.sleep(0)
-    for caller in callers:
-        caller.cancel()
-    await asyncio.gather(*callers, return_exceptions=True)
-    await log.close()
-    assert len(read_charges(tmp_path)) == 3
+    syncing, go_on = threading.Event(), threading.Event()
+
+    def slow(fd: int) -> None:
+        syncing.set()
+        go_on.wait(5)
+
+    with monkeypatch.context() as slowed:
+        slowed.setattr(os, "fsync", slow)
+        callers = [asyncio.create_task(log.charge(order("first group"), MICRO))]
+        await asyncio.to_thread(syncing.wait, 5)
+        callers.append(asyncio.create_task(log.charge(order("second group"), MICRO)))
+        await asyncio.sleep(0)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        go_on.set()
+        await log.close()
+    assert [charge.prompt for charge in read_charges(tmp_path)] == ["first group", "second group"]
