@@ -49,25 +49,40 @@ def draw(
     width, height = pixels(model, aspect_ratio, image_size) or _FALLBACK_PIXELS
     dice = _dice(prompt)
     image = Image.new("P", (width, height))
-    image.putpalette(_palette(dice[0], dice[1]))
+    palette = _palette(dice[0], dice[1])
+    image.putpalette(palette)
     canvas = ImageDraw.Draw(image)
     canvas.fontmode = "L"  # smooth letters; off by default where colours are numbered
     _SCENES[int(dice[2] * len(_SCENES))](canvas, width, height, dice[3:])
     words = [model, aspect_ratio or "1:1", image_size or "1K", *details]
     _label(canvas, width, height, printable(prompt, _MAX_PROMPT_CHARS), " · ".join(words))
+    if not jpeg:
+        return _png(image, palette)
     out = io.BytesIO()
-    if jpeg:
-        image.convert("RGB").save(out, "JPEG", quality=85)
-    else:
-        image.save(out, "PNG", compress_level=1, bits=4)
+    image.convert("RGB").save(out, "JPEG", quality=85)
     return out.getvalue()
+
+
+def _png(image: Image.Image, palette: Sequence[int]) -> bytes:
+    """Encode sixteen colours at four bits a pixel, in well under half of the time that Pillow takes.
+
+    A row of a PNG starts with the number of its filter, 0 for none: two pixels of colour 0, put in front of each.
+    """
+    width, height = image.size
+    rows = image.crop((-2, 0, width, height)).tobytes("raw", "P;4")
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x04\x03\0\0\0"
+    chunks = ((b"IHDR", header), (b"PLTE", bytes(palette)), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, body) for name, body in chunks)
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
 
 
 def plain(model: str, aspect_ratio: str | None, image_size: str | None, comment: str) -> bytes:
     """Return a one-colour PNG of the documented size; `comment` makes its bytes its own. Costs next to nothing."""
     blank = _blank(*(pixels(model, aspect_ratio, image_size) or _FALLBACK_PIXELS))
-    body = b"tEXtComment\0" + comment.encode("latin-1", "replace")
-    chunk = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    chunk = _chunk(b"tEXt", b"Comment\0" + comment.encode("latin-1", "replace"))
     return blank[:_PNG_HEADER_BYTES] + chunk + blank[_PNG_HEADER_BYTES:]
 
 
