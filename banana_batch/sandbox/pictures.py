@@ -64,7 +64,7 @@ def draw(
 
 
 def _png(image: Image.Image, palette: Sequence[int]) -> bytes:
-    """Encode sixteen colours at four bits a pixel, in well under half of the time that Pillow takes.
+    """Encode sixteen colours at four bits a pixel, in about half of the time that Pillow takes.
 
     A row of a PNG starts with the number of its filter, 0 for none: two pixels of colour 0, put in front of each.
     """
