@@ -1,1 +1,471 @@
-"""Composition root and Python API."""
+"""Composition root and Python API: opens everything a run needs in one stack, runs it, closes it, tells how it went.
+
+from banana_batch import Job, Settings, run_batch
+
+async for result in run_batch([Job(prompt="a cute cat")], Settings(out="outputs/cat", sandbox=True)):
+    print(result.id, result.state, result.image)
+"""
+
+import asyncio
+import contextlib
+import random
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from . import accounting, money
+from .accounting import Span
+from .endpoint.client import EndpointClient
+from .endpoint.key import Secret, load_key
+from .engine.pool import Ending, Pool, PoolConfig
+from .engine.stops import Stop, exit_code
+from .engine.worker import Rules
+from .errors import REASONS, BananaError, DiskError, Exit
+from .images.fetcher import COMMIT_THREADS, DISK_THREADS, ImageFetcher
+from .images.recovery import adopt, remove_parts
+from .lifecycle import JobState
+from .pacing.clock import SystemClock
+from .pacing.deadlines import deadline
+from .pacing.pacer import Pacer
+from .pacing.pacer import Stop as PacerStop
+from .planning import ALLOWED_HOSTS, BASE_URL, SANDBOX_PORT, Prepared
+from .ports import Clock, Events
+from .report.account import Account
+from .report.fanout import Fanout
+from .report.log import RunLog
+from .report.markdown import write_summary
+from .report.results import FILE_NAME as RESULTS_NAME
+from .report.results import result_dict, write_results
+from .report.tally import Tally
+from .sandbox.server import Sandbox, choose_port
+from .settings import TIMEOUT_4K_S, TIMEOUT_S, Settings
+from .store import queries, runs
+from .store.room import Room
+from .store.state import StateStore, paid_images, record_image
+from .text import duration_text, plural
+
+LOG_NAME = "run.log"
+SANDBOX_FOLDER = "sandbox"
+SANDBOX_KEY = "sandbox"
+ASK_ABOVE_MICRO = 1000 * money.MICRO
+MAX_FETCHERS = 64
+MIN_FETCHERS = 4
+_OF_IMAGES = frozenset({JobState.PAID, JobState.LOST})
+_DOUBT_TEXT = "the program ended while this request was on the wire"
+
+
+class View(Protocol):
+    """Who watches a run: a terminal, or a program."""
+
+    @property
+    def can_ask(self) -> bool:
+        """There is somebody to ask."""
+
+    def emit(self, event: str, /, **facts: object) -> None:
+        """See ports.Events."""
+
+    async def ask(self, question: str) -> bool:
+        """Ask a yes-or-no question; False where there is nobody to ask."""
+
+    async def ask_doubts(self, doubts: Sequence[queries.Doubt]) -> bool:
+        """Ask whether jobs in doubt are to be sent again."""
+
+
+@dataclass(slots=True)
+class Machinery:
+    """What a run is made with; a simulation hands in its own.
+
+    Attributes:
+        executor: Makes an executor of so many threads, with a name.
+        endpoint, images, sandbox: Make the adapters.
+    """
+
+    clock: Clock = field(default_factory=SystemClock)
+    rng: random.Random = field(default_factory=random.Random)
+    executor: Callable[[int, str], Executor] = ThreadPoolExecutor
+    endpoint: Callable[..., EndpointClient] = EndpointClient
+    images: Callable[..., ImageFetcher] = ImageFetcher
+    sandbox: Callable[..., Sandbox] = Sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one run is to do.
+
+    Attributes:
+        ready: Locks the batch and opens its state, planned and ready.
+        environ: Where the key may be.
+        sends: Whether paid calls may be made at all.
+        run_command: The command line that goes on with this batch.
+    """
+
+    out: Path
+    settings: Settings
+    ready: Callable[[], contextlib.AbstractContextManager[Prepared]]
+    environ: Mapping[str, str]
+    sends: bool = True
+    run_command: str = ""
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A run that has begun: what its end needs."""
+
+    db: sqlite3.Connection
+    run: int
+    first_attempt: int
+    started_us: int
+    started_s: float
+    changed: bool
+
+
+class Run:
+    """One run of a batch. `drain` and `abort` may be called at any time, from the loop's thread."""
+
+    def __init__(self, work: Work, view: Callable[[Tally], View], machinery: Machinery | None = None) -> None:
+        self._work = work
+        self._settings = work.settings
+        self._machinery = machinery or Machinery()
+        self._clock = self._machinery.clock
+        self.tally = Tally(self._clock)
+        self._view = view(self.tally)
+        self._events: Events = self._view
+        self._secret = Secret("")
+        self._pool: Pool | None = None
+        self._early: Stop | None = None
+        self._store: StateStore | None = None
+        self._watch = _Watch(self._tell_estimate)
+
+    def drain(self, stop: Stop) -> None:
+        """Start nothing more; let calls in flight end, at most for the grace time."""
+        self._early = self._early or stop
+        pool = self._pool
+        if pool is None:
+            return
+        pool.drain(stop)
+        self._events.emit(
+            "drain",
+            reason=stop.message,
+            on_wire=pool.on_wire,
+            at_stake_micro=pool.at_stake_micro,
+            typical_s=self.tally.latencies.quantile(0.5),
+        )
+
+    def abort(self, stop: Stop) -> None:
+        """Cut calls in flight off: they are in doubt."""
+        self._early = stop
+        if self._pool is not None:
+            self._pool.abort(stop)
+
+    async def run(self) -> Account:
+        """Do the work; return its account. Everything is closed when this returns.
+
+        Raises:
+            BananaError: the run could not begin; nothing was sent.
+        """
+        started_us, started_s = self._clock.wall_us(), self._clock.monotonic_s()
+        with self._work.ready() as prepared:
+            db = prepared.db
+            try:
+                changed = self._recover(db) or not prepared.unchanged
+                resend = await self._settle_doubts(db)
+                self._secret = self._load_key()
+                run = runs.begin_run(db, started_us, self._settings.budget)
+                begun = _Begun(db, run, queries.next_attempt(db), started_us, started_s, changed)
+                try:
+                    return await self._begun(begun, prepared, resend=resend)
+                except BaseException as failed:
+                    code = failed.exit if isinstance(failed, BananaError) else Exit.BUG
+                    with contextlib.suppress(sqlite3.Error):
+                        runs.end_run(db, run, self._clock.wall_us(), code)
+                    raise
+            finally:
+                _close(db)
+
+    async def _begun(self, begun: _Begun, prepared: Prepared, *, resend: bool) -> Account:
+        async with contextlib.AsyncExitStack() as stack:
+            log = self._open_log(stack)
+            room = Room(self._work.out)
+            self._events = Fanout([self.tally, log, room, self._view, self._watch])
+            base_url = await self._gateway(begun.db, stack)
+            endpoint = await self._endpoint(base_url, stack)
+            images = await self._images(base_url, stack)
+            thread = self._executor(1, "state", stack)
+            store = self._store = StateStore(begun.db, thread, self._clock, begun.run, self._work.out)
+            stack.callback(store.release)
+            pacer = self._make_pacer(begun.db)
+            pool = Pool(
+                self._pool_config(resend=resend),
+                store=store,
+                endpoint=endpoint,
+                images=images,
+                pacer=pacer,
+                disk=room,
+                clock=self._clock,
+                events=self._events,
+                rng=self._machinery.rng,
+                confirm=self._confirm_spending,
+            )
+            self._tell_start(begun, prepared)
+            self._pool = pool
+            if self._early is not None:
+                pool.drain(self._early)
+            ending = await pool.run()
+            self._pool = None
+            stops = [*ending.stops, *self._pacer_stop(pacer, ending)]
+            code = await store.do(lambda db: self._close_run(db, begun, stops, limited=ending.limited))
+            account = self._account(begun, code)
+            self._events.emit("run_ended", exit=int(code), reason=REASONS[code])
+        return account
+
+    # Beginning.
+
+    def _recover(self, db: sqlite3.Connection) -> bool:
+        """Bring into order what a dead run left; tell whether there was anything."""
+        with runs.transaction(db):
+            doubts = runs.doubt_interrupted(db, _DOUBT_TEXT)
+        if doubts:
+            self._view.emit(
+                "note", message=f"an earlier run died with {plural(doubts, 'request')} on the wire: now in doubt"
+            )
+        remove_parts(self._work.out)
+        adopted = 0
+        for image in list(paid_images(db)):
+            found = adopt(self._work.out, image)
+            if found is not None:
+                with runs.transaction(db):
+                    record_image(db, image.index, found, self._clock.wall_us())
+                adopted += 1
+        return bool(doubts or adopted)
+
+    async def _settle_doubts(self, db: sqlite3.Connection) -> bool:
+        """Return whether jobs in doubt are sent again in this run; drop them where that was said."""
+        policy = self._settings.in_doubt
+        if not self._work.sends:
+            return False
+        if policy == "drop":
+            with runs.transaction(db):
+                runs.drop_doubts(db)
+        if policy == "ask" and self._view.can_ask:
+            doubts = list(queries.doubts(db, manifest_only=True))
+            return bool(doubts) and await self._view.ask_doubts(doubts)
+        return policy == "resend"
+
+    def _load_key(self) -> Secret:
+        if self._settings.sandbox or not self._work.sends:
+            return Secret(SANDBOX_KEY)
+        return load_key(self._settings.key_file, self._work.environ)
+
+    def _open_log(self, stack: contextlib.AsyncExitStack) -> RunLog:
+        log = RunLog(
+            self._settings.log_file or self._work.out / LOG_NAME,
+            wall_us=self._clock.wall_us,
+            trouble=lambda text: self._view.emit("note", message=text),
+            redact=self._secret.redact,
+        )
+        stack.callback(log.close)
+        return log
+
+    async def _gateway(self, db: sqlite3.Connection, stack: contextlib.AsyncExitStack) -> str:
+        """Return the gateway's address, with the batch's own sandbox started behind it where it is one."""
+        if not self._settings.sandbox:
+            url = self._settings.base_url
+        else:
+            port = int(runs.recall(db, SANDBOX_PORT) or choose_port())
+            sandbox = await stack.enter_async_context(
+                self._machinery.sandbox(self._work.out / SANDBOX_FOLDER, port=port)
+            )
+            runs.remember(db, SANDBOX_PORT, str(sandbox.port))
+            url = sandbox.base_url
+        runs.remember(db, BASE_URL, url)
+        runs.remember(db, ALLOWED_HOSTS, "\n".join(self._settings.allow_host))
+        return url
+
+    async def _endpoint(self, base_url: str, stack: contextlib.AsyncExitStack) -> EndpointClient:
+        return await stack.enter_async_context(
+            self._machinery.endpoint(
+                base_url,
+                self._secret,
+                clock=self._clock,
+                timeout_s=self._settings.timeout_s,
+                executor=self._executor(1, "references", stack),
+                proxy=self._settings.proxy,
+                ca_file=self._settings.ca_file,
+            )
+        )
+
+    async def _images(self, base_url: str, stack: contextlib.AsyncExitStack) -> ImageFetcher:
+        return await stack.enter_async_context(
+            self._machinery.images(
+                self._work.out,
+                gateway=base_url,
+                committer=self._executor(COMMIT_THREADS, "images", stack),
+                disk=self._executor(DISK_THREADS, "disk", stack),
+                allow_hosts=self._settings.allow_host,
+                proxy=self._settings.proxy,
+                ca_file=self._settings.ca_file,
+            )
+        )
+
+    def _executor(self, threads: int, name: str, stack: contextlib.AsyncExitStack) -> Executor:
+        return stack.enter_context(self._machinery.executor(threads, name))
+
+    def _make_pacer(self, db: sqlite3.Connection) -> Pacer:
+        settings = self._settings
+        pacer = Pacer(
+            self._clock,
+            self._events,
+            self._machinery.rng,
+            concurrency=settings.concurrency,
+            give_up_after_s=settings.give_up_after,
+            rpm=settings.rpm,
+            deadline=deadline(
+                settings.stop_by,
+                settings.max_duration,
+                now_s=self._clock.monotonic_s(),
+                wall_us=self._clock.wall_us(),
+            ),
+            own_timeouts_s=(settings.timeout,) if settings.timeout else (TIMEOUT_S, TIMEOUT_4K_S),
+        )
+        if settings.stop_by is not None or settings.max_duration is not None:
+            for past in queries.history(db):
+                pacer.latencies.seed(past.kind, past.latencies_s)
+        return pacer
+
+    def _pool_config(self, *, resend: bool) -> PoolConfig:
+        settings = self._settings
+        asks = self._view.can_ask and settings.budget is None and not settings.yes
+        return PoolConfig(
+            concurrency=settings.concurrency if self._work.sends else 0,
+            fetchers=max(MIN_FETCHERS, min(settings.concurrency, MAX_FETCHERS)),
+            rules=Rules(settings.caps, settings.retries, ASK_ABOVE_MICRO if asks else None),
+            limit=settings.limit,
+            resend=resend,
+            download_wait_s=settings.download_wait,
+            grace_s=settings.grace_s,
+        )
+
+    def _tell_start(self, begun: _Begun, prepared: Prepared) -> None:
+        states = queries.counts(begun.db)
+        mine = queries.manifest_counts(begun.db)
+        todo = mine[JobState.PENDING] if self._work.sends else 0
+        for warning in prepared.warnings[:10]:
+            self._view.emit("note", message=str(warning))
+        self._events.emit(
+            "run_started",
+            run=begun.run,
+            out=str(self._work.out),
+            jobs={state.value: count for state, count in states.items()},
+            todo=min(todo, self._settings.limit or todo) + states[JobState.PAID],
+            budget_micro=self._settings.budget,
+        )
+
+    # While it runs.
+
+    async def _confirm_spending(self) -> bool:
+        assert self._store is not None
+        _, expected, most = await self._store.do(self._estimate)
+        spent = money.priced_text(self._store.totals.committed)
+        return await self._view.ask(
+            f"{spent} so far; the rest is likely to cost {money.priced_text(expected)}, at most"
+            f" {money.priced_text(most)}. Go above {money.priced_text(ASK_ABOVE_MICRO)}?"
+        )
+
+    def _tell_estimate(self) -> None:
+        assert self._store is not None
+
+        def tell(done: "asyncio.Future[tuple[int, int, int]]") -> None:
+            if not done.cancelled() and done.exception() is None:
+                least, expected, most = done.result()
+                self._events.emit("estimate", least_micro=least, expected_micro=expected, most_micro=most)
+
+        self._store.do(self._estimate).add_done_callback(tell)
+
+    def _estimate(self, db: sqlite3.Connection) -> tuple[int, int, int]:
+        prices = {
+            past.kind: (past.mean_micro, past.highest_micro)
+            for past in queries.history(db, latencies=False)
+            if past.mean_micro is not None and past.highest_micro is not None
+        }
+        return accounting.estimate(queries.pending_kinds(db), prices, self._settings.caps.max_price)
+
+    # Ending.
+
+    def _pacer_stop(self, pacer: Pacer, ending: Ending) -> list[Stop]:
+        cause = pacer.stopped_because
+        if cause is None or ending.stops:
+            return []
+        if cause.stop is PacerStop.GAVE_UP:
+            text = f"no good answer for {duration_text(self._settings.give_up_after)}"
+            return [Stop(Exit.UNAVAILABLE, f"the endpoint: {text}", "run again later; nothing is lost")]
+        if cause.stop is PacerStop.DEADLINE:
+            return [Stop(Exit.STOPPED, "no further call would have ended in time", "run again to go on")]
+        return []
+
+    def _close_run(self, db: sqlite3.Connection, begun: _Begun, stops: list[Stop], *, limited: bool) -> Exit:
+        runs.doubt_interrupted(db, _DOUBT_TEXT)
+        if self._work.sends:
+            code = exit_code(stops, queries.manifest_counts(db), limited=limited)
+        else:
+            # Only images were asked for; what waits to be bought is no part of it.
+            jobs = queries.counts(db)
+            asked = {state: jobs[state] if state in _OF_IMAGES else 0 for state in JobState}
+            code = exit_code(stops, asked, limited=True)
+        runs.end_run(db, begun.run, self._clock.wall_us(), code)
+        return code
+
+    def _account(self, begun: _Begun, code: Exit) -> Account:
+        """Write what people read afterwards; a full disk takes nothing from the state."""
+        db, out = begun.db, self._work.out
+        span = Span(
+            begun.started_us,
+            self._clock.wall_us(),
+            self._clock.monotonic_s() - begun.started_s,
+            begun.first_attempt,
+            begun.run,
+        )
+        account = accounting.account_of(
+            db,
+            span,
+            code,
+            out,
+            budget=self._settings.budget,
+            run_command=self._work.run_command,
+            throttled_s=self.tally.throttled_s,
+            outages=self.tally.outages,
+        )
+        try:
+            if begun.changed or self._watch.changed or not (out / RESULTS_NAME).exists():
+                write_results(out, map(result_dict, queries.results(db)))
+            write_summary(out, account)
+        except DiskError as failed:
+            self._view.emit("note", message=f"the results could not be written: {failed}; banana-batch export {out}")
+        return account
+
+
+class _Watch:
+    """Notes whether a run changed anything, and the first price of each kind; implements ports.Events."""
+
+    def __init__(self, first_price: Callable[[], None]) -> None:
+        self.changed = False
+        self._first_price = first_price
+        self._priced: set[object] = set()
+
+    def emit(self, event: str, /, **facts: object) -> None:
+        """See ports.Events."""
+        self.changed = self.changed or event in _CHANGES
+        if event == "answered" and facts["credits_micro"] is not None and facts["kind"] not in self._priced:
+            self._priced.add(facts["kind"])
+            self._first_price()
+
+
+_CHANGES = frozenset({"sent", "stored", "fetch_failed"})
+
+
+def _close(db: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error):
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()

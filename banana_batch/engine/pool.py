@@ -10,6 +10,7 @@ Rule 2: `drain` lets what is under way end; `abort` cancels it, and each call is
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from banana_batch.errors import BananaError, Exit
@@ -22,8 +23,6 @@ from .stops import Stop, Streak
 from .waiting import Waiters
 from .worker import Rules, Sending, reserve, send
 
-MAX_FETCHERS = 64
-
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
@@ -31,6 +30,7 @@ class PoolConfig:
 
     Attributes:
         concurrency: Paid calls in flight at most; 0: send nothing (`download`).
+        fetchers: Images being fetched at most.
         limit: Jobs that may be sent for the first time; None: all.
         resend: Jobs in doubt may be sent again once.
         download_wait_s: See Downloads.
@@ -38,6 +38,7 @@ class PoolConfig:
     """
 
     concurrency: int
+    fetchers: int
     rules: Rules
     limit: int | None = None
     resend: bool = False
@@ -68,17 +69,40 @@ class Pool:
     """Runs the workers. `drain` and `abort` may be called at any time, from the loop's thread."""
 
     def __init__(
-        self, config: PoolConfig, *, store: Store, endpoint: Endpoint, images: Images, pacer: Pacer, disk: Disk,
-        clock: Clock, events: Events, rng: random.Random,
-    ) -> None:  # fmt: skip
+        self,
+        config: PoolConfig,
+        *,
+        store: Store,
+        endpoint: Endpoint,
+        images: Images,
+        pacer: Pacer,
+        disk: Disk,
+        clock: Clock,
+        events: Events,
+        rng: random.Random,
+        confirm: Callable[[], Awaitable[bool]],
+    ) -> None:
         self._config = config
         self._clock = clock
         self._events = events
         self._pacer = pacer
         feed = Feed(store, clock, limit=config.limit, resend=config.resend)
         self._shared = Sending(
-            store, endpoint, pacer, disk, clock, events, feed, config.rules, rng, Waiters(clock), Streak(), {}, []
-        )  # fmt: skip
+            store=store,
+            endpoint=endpoint,
+            pacer=pacer,
+            disk=disk,
+            clock=clock,
+            events=events,
+            feed=feed,
+            rules=config.rules,
+            rng=rng,
+            waiters=Waiters(clock),
+            streak=Streak(),
+            on_wire={},
+            stops=[],
+            confirm=confirm,
+        )
         self._downloads = Downloads(
             store, images, clock, events, pacer, wait_s=config.download_wait_s, rng=rng, on_stop=self._shared.stop
         )
@@ -123,10 +147,9 @@ class Pool:
                 self._senders = len(workers)
                 if not workers:
                     self._downloads.close()
-                fetchers = max(4, min(self._config.concurrency, MAX_FETCHERS))
                 workers += [
                     group.create_task(self._downloads.work(), name=f"fetch-{number}")
-                    for number in range(1, fetchers + 1)
+                    for number in range(1, self._config.fetchers + 1)
                 ]
                 await asyncio.wait(workers)
                 watch.cancel()

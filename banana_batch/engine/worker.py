@@ -7,6 +7,7 @@ Rule 3: whatever ends a call, its attempt is settled by the evidence; what has n
 """
 
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from banana_batch.errors import BananaError, Exit
@@ -18,6 +19,9 @@ from .budget import is_implausible, reserve_for, room
 from .feed import Feed
 from .stops import Stop, Streak
 from .waiting import Waiters
+
+# So many refusals of one class in a row, with nothing else between, are the endpoint's trouble and not the jobs'.
+EVERYBODY = 5
 
 _SETTLEMENT = {
     Outcome.NOT_SENT: Settlement.NOT_SENT,
@@ -34,10 +38,12 @@ class Rules:
 
     Attributes:
         retries: Further attempts of a job after refusals that may pass.
+        ask_above_micro: Ask once before the batch's credits go above this; None: don't.
     """
 
     caps: Caps
     retries: int
+    ask_above_micro: int | None = None
 
 
 @dataclass(slots=True)
@@ -63,8 +69,10 @@ class Sending:
     streak: Streak
     on_wire: dict[int, int]
     stops: list[Stop]
+    confirm: Callable[[], Awaitable[bool]]
     undurable: int = 0
-    unfetched: int = 0
+    asked: bool = False
+    asking: bool = False
 
     def stop(self, stop: Stop) -> None:
         """Send nothing more. What is under way goes on."""
@@ -79,19 +87,47 @@ class Sending:
 async def reserve(shared: Sending, job: QueuedJob) -> Reserve | None:
     """Set credits aside for one call, waiting for calls under way where they hold the room; None: stop."""
     while not shared.stops:
-        store, caps = shared.store, shared.rules.caps
+        store, caps = shared.store, _caps(shared)
         price = store.price_micro(job.kind)
         found = reserve_for(price, caps, store.totals, store.run_totals, shared.undurable)
         if found is not None:
             shared.undurable += found.micro
             return found
-        if not shared.on_wire and not shared.undurable:
-            left = room(caps, store.totals, store.run_totals) or 0
-            shared.stop(_budget_reached(left))
-            return None
-        # Calls under way hold more than they will cost: what they leave is known when they end.
-        await shared.waiters.wait()
+        if caps is not shared.rules.caps and (price is not None or not _under_way(shared)):
+            await _ask(shared)
+        elif not _under_way(shared):
+            shared.stop(_budget_reached(room(caps, store.totals, store.run_totals) or 0))
+        else:
+            # Calls under way hold more than they will cost: what they leave is known when they end.
+            await shared.waiters.wait()
     return None
+
+
+def _under_way(shared: Sending) -> bool:
+    return bool(shared.on_wire or shared.undurable)
+
+
+def _caps(shared: Sending) -> Caps:
+    """Return the caps; until the user was asked, the sum to ask at is one."""
+    rules = shared.rules
+    if rules.ask_above_micro is None or shared.asked:
+        return rules.caps
+    return replace(rules.caps, budget=rules.ask_above_micro)
+
+
+async def _ask(shared: Sending) -> None:
+    if shared.asking:
+        await shared.waiters.wait()
+        return
+    shared.asking = True
+    try:
+        agreed = await shared.confirm()
+    finally:
+        shared.asking = False
+    shared.asked = True
+    if not agreed:
+        shared.stop(Stop(Exit.STOPPED, "stopped before spending more, as you said", "run again to go on"))
+    shared.waiters.wake_all()
 
 
 def _budget_reached(left: int) -> Stop:
@@ -113,7 +149,7 @@ async def send(shared: Sending, job: QueuedJob, held: Reserve) -> PaidImage | No
     finally:
         shared.undurable -= held.micro
     shared.on_wire[attempt] = held.micro
-    shared.events.emit("sent", index=job.index, id=job.id, attempt=attempt, kind=str(job.kind))
+    shared.events.emit("sent", index=job.index, id=job.id, attempt=attempt, kind=str(job.kind), resend=job.resend)
     trace = SendTrace()
     signal, latency_s, retry_after_s = Signal.NEUTRAL, None, None
     try:
@@ -163,8 +199,9 @@ def _settled(shared: Sending, job: QueuedJob, reply: Reply) -> Settled:
     event, settlement, counts = verdict.outcome.event, _SETTLEMENT[verdict.outcome], False
     if verdict.outcome is Outcome.REFUSED_FOR_NOW and verdict.retries != -1:
         allowed = shared.rules.retries if verdict.retries is None else verdict.retries
-        # In an incident a refusal says nothing about the job: an hour of them must not use its tries up.
-        counts = not shared.pacer.in_incident
+        # When everybody is refused it says nothing about the job: an hour of it must not use its tries up.
+        everybody = shared.streak.name == verdict.name and shared.streak.length >= EVERYBODY
+        counts = not shared.pacer.in_incident and not everybody
         if counts and job.tries >= allowed:
             event = Event.REFUSED
     if answer is not None:
@@ -194,7 +231,8 @@ def _tell(shared: Sending, job: QueuedJob, attempt: int, reply: Reply, settled: 
         attempt=attempt,
         kind=str(job.kind),
         verdict=reply.verdict.name,
-        outcome=settled.event.value,
+        # As applied: a refusal that may pass is one for good once the retries are used up.
+        outcome=Outcome.REFUSED if settled.event is Event.REFUSED else reply.verdict.outcome,
         status=reply.status,
         latency_s=reply.latency_s,
         credits_micro=answer.credits_micro if answer and settled.settlement is Settlement.PAID else None,

@@ -102,7 +102,8 @@ class Manifests:
                 for job in planner.plan(part.rows(report), part.table):
                     yield job
             except Unreadable as bad:
-                problems.append(Problem(report.file, bad.line, "", bad.found, bad.allowed))
+                report.line = bad.line
+                report.problem("", bad.found, bad.allowed)
             self._saw_local_references |= planner.saw_local_references
             if job is None and report.count == before:
                 problems.append(Problem(report.file, 0, "", "no rows", "at least one row with a prompt"))

@@ -110,8 +110,7 @@ def settle(row: Choices, defaults: Choices, allow_unknown_model: bool, report: R
     name = resolve_model(row.model or defaults.model or DEFAULT_MODEL)
     model = MODELS.get(name)
     if model is None and not allow_unknown_model:
-        hint = f"{allowed('model', name)}; --allow-unknown-model takes others"
-        report.problem("model", shown(name), hint)
+        report.problem("model", shown(name), allowed("model", name))
         return None
     if row.aspect_ratio not in (None, DEFAULT_ASPECT_RATIO) and model and not model.takes_ratio:
         report.problem("aspect_ratio", shown(row.aspect_ratio), f"1:1 or nothing, as {name} takes no aspect_ratio")

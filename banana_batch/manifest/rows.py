@@ -103,7 +103,7 @@ def allowed(name: str, value: Any) -> str:
     """Say what a field takes, with the likely meaning of a near miss."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     if name == "model":
-        rule, near = one_of(MODELS), _near_model(text)
+        rule, near = f"{', '.join(MODELS)}; any other with --allow-unknown-model", _near_model(text)
     elif name == "aspect_ratio":
         rule, near = one_of(ASPECT_RATIOS), _near_ratio(text)
     elif name == "image_size":

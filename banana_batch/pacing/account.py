@@ -38,7 +38,7 @@ class Account:
             lasted_s = now_s - self._since_s
             self._throttled_s += lasted_s
             self._since_s = None
-            self._events.emit("unthrottled", lasted_s=round(lasted_s, 3))
+            self._events.emit("unthrottled", duration_s=round(lasted_s, 3))
 
     def watch_sleep(self, now_s: float, wall_us: int) -> None:
         """Notice a machine that slept: connections may be dead, and doubts will say so themselves.
@@ -47,7 +47,7 @@ class Account:
         """
         drift_s = wall_us / 1e6 - now_s
         if self._drift_s is not None and drift_s - self._drift_s > SLEPT_S:
-            self._events.emit("slept", for_s=round(drift_s - self._drift_s, 3))
+            self._events.emit("slept", gap_s=round(drift_s - self._drift_s, 3))
         self._drift_s = drift_s
 
     def incident_started(self, incident: Incident, change: Change, in_flight: int) -> None:
@@ -62,7 +62,7 @@ class Account:
             "incident_ended",
             cause=incident.cause,
             by=by,
-            lasted_s=round((incident.ended_us - incident.started_us) / 1e6, 3),
+            duration_s=round((incident.ended_us - incident.started_us) / 1e6, 3),
             doubts=incident.doubts,
             probes=incident.probes,
             likely_proxy_timeout_s=likely_proxy_timeout_s,

@@ -50,45 +50,95 @@ def exists(out: Path) -> bool:
     return False
 
 
-def create(out: Path) -> None:
-    """Make the output folder (0700) and an empty, durable state file in it (0600).
+class Unborn:
+    """A batch on its way into the world: its state file has another name until its first plan is whole.
 
-    Raises:
+    So a bad manifest leaves nothing behind, and a state file that is empty or half made is never ours.
+
+    Raises (on entering):
         OutputError: the folder or the file can't be made.
         SettingsError: the file system can't hold a durable SQLite file.
+        DiskError: full, or broken.
     """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._file = out / f".{STATE_NAME}.new"
+
+    def open(self) -> sqlite3.Connection:
+        """Return a connection to the new state, to be planned into."""
+        with _telling_disk(self._out):
+            for leftover in self._files():
+                leftover.unlink(missing_ok=True)
+            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            db = _connect(self._file)
+            _make_durable(db, self._out)
+            _make_schema(db)
+            return db
+
+    def publish(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """Give the state its name, durably; return the connection that goes on with it."""
+        with _telling_disk(self._out):
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            db.close()
+            self._file.rename(state_path(self._out))
+            # SQLite ignores a failed sync of a directory, so the names are made durable here.
+            sync_folder(self._out)
+        return open_writer(self._out)
+
+    def discard(self, db: sqlite3.Connection) -> None:
+        """Forget it."""
+        db.close()
+        for leftover in self._files():
+            leftover.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return [self._file.with_name(self._file.name + ending) for ending in ("", "-wal", "-shm")]
+
+
+def nowhere() -> sqlite3.Connection:
+    """Return an empty state that no disk holds: what a plan is held against where there is no batch yet."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA temp_store = FILE")
+    _make_schema(db)
+    return db
+
+
+def _make_schema(db: sqlite3.Connection) -> None:
+    script = files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+    db.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
+
+
+@contextlib.contextmanager
+def _telling_disk(out: Path) -> Iterator[None]:
     try:
-        make_folder(out)
-        # Under another name until it is whole: a state file that is empty or half made is never ours.
-        unborn = out / f".{STATE_NAME}.new"
-        unborn.unlink(missing_ok=True)
-        os.close(os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        with contextlib.closing(_connect(unborn)) as db:
-            _make_durable(db, out)
-            script = files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
-            db.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
-        unborn.rename(state_path(out))
-        # SQLite ignores a failed sync of a directory, so the names are made durable here.
-        for folder in (out, out.parent):
-            sync_folder(folder)
+        yield
     except OSError as failed:
-        code = failed.errno
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if failed.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise DiskError(f"{out}: {failed.strerror}", "free some space, then run again") from failed
         raise OutputError(f"{out}: can't be used as an output folder: {failed.strerror}") from failed
     except sqlite3.OperationalError as failed:
         raise DiskError(f"{state_path(out)}: {failed}", "free some space or mend the disk, then run again") from failed
 
 
-def make_folder(out: Path) -> None:
-    """Make a private folder and make the names on the way to it durable. Raises OSError."""
+def make_folder(out: Path) -> list[Path]:
+    """Make a private folder (0700), its parents too, all durable; return those that were made, outermost first.
+
+    Raises:
+        OutputError: it can't be made, or is no folder.
+        DiskError: full, or broken.
+    """
     made = []
-    for folder in (*reversed(out.parents), out):
-        if not folder.exists():
-            folder.mkdir(mode=0o700)
-            made.append(folder)
-    for folder in made:
-        sync_folder(folder.parent)
+    with _telling_disk(out):
+        for folder in (*reversed(out.absolute().parents), out.absolute()):
+            if not folder.exists():
+                folder.mkdir(mode=0o700)
+                made.append(folder)
+                sync_folder(folder.parent)
+        if not out.is_dir():
+            raise OutputError(f"{out}: is no folder")
+    return made
 
 
 def sync_folder(folder: Path) -> None:

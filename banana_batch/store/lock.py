@@ -14,6 +14,7 @@ from pathlib import Path
 from banana_batch.errors import BatchLocked, OutputError
 
 LOCK_NAME = ".lock"
+_TRIES = 100
 
 
 @contextlib.contextmanager
@@ -24,18 +25,8 @@ def batch_lock(out: Path) -> Iterator[None]:
         BatchLocked: another process holds it; the message names its pid and host.
         OutputError: the lock file can't be made.
     """
+    descriptor = _locked(out)
     try:
-        descriptor = os.open(out / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as failed:
-        raise OutputError(f"{out}: can't make the lock file: {failed.strerror}") from failed
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BatchLocked(
-                f"{out}: another run holds this batch ({_holder(descriptor)}); nothing was sent",
-                f"wait for it to end, or look at it: banana-batch status {out}",
-            ) from None
         # The holder's name is for people only: the lock itself is the kernel's, so a full disk is no obstacle.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
@@ -43,6 +34,66 @@ def batch_lock(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(out: Path) -> int:
+    path = out / LOCK_NAME
+    for _ in range(_TRIES):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as failed:
+            raise OutputError(f"{out}: can't make the lock file: {failed.strerror}") from failed
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A starter whose manifest was bad removes its lock file again: a lock on a removed file locks nobody out.
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BlockingIOError:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            raise BatchLocked(
+                f"{out}: another run holds this batch ({holder}); nothing was sent",
+                f"wait for it to end, or look at it: banana-batch status {out}",
+            ) from None
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+    raise OutputError(f"{out}: its lock file does not stay")
+
+
+def holder(out: Path) -> str | None:
+    """Return who runs the batch, `pid 4711 on host`; None if nobody does. Takes no lock, not for an instant."""
+    path = out / LOCK_NAME
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        return _holder(descriptor) if _is_held(descriptor) else None
+    finally:
+        os.close(descriptor)
+
+
+def _is_held(descriptor: int) -> bool:
+    """Look the lock up in the kernel's list; where there is none (macOS), ask the holder's pid."""
+    status = os.fstat(descriptor)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            return any("FLOCK" in line and f" {device} " in line for line in locks)
+    except OSError:
+        return _is_alive(descriptor)
+
+
+def _is_alive(descriptor: int) -> bool:
+    try:
+        found = json.loads(os.pread(descriptor, 4096, 0))
+        os.kill(int(found["pid"]), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(found["host"] == socket.gethostname())
 
 
 def _holder(descriptor: int) -> str:

@@ -12,6 +12,7 @@ from banana_batch.lifecycle import JobState
 from banana_batch.models import Kind, Totals
 
 LedgerKey = Literal["run", "day", "model", "size"]
+Notable = Literal["latency_s", "credits"]
 
 _RESULTS = """
 SELECT jobs.job, jobs.id, jobs.state, jobs.request, jobs.unsent, jobs.meta, jobs.attempts,
@@ -108,6 +109,12 @@ def totals(db: sqlite3.Connection) -> Totals:
     return Totals(*(value or 0 for value in row))
 
 
+def run_totals(db: sqlite3.Connection, run: int) -> Totals:
+    """Return one run's sums."""
+    row = db.execute("SELECT reserved, spent, at_risk, wasted FROM runs WHERE run = ?", (run,)).fetchone()
+    return Totals(*row)
+
+
 def last_run(db: sqlite3.Connection) -> LastRun | None:
     """Return the newest run; None before the first."""
     row = db.execute(
@@ -168,8 +175,8 @@ def doubts(db: sqlite3.Connection, *, manifest_only: bool = False) -> Iterator[D
         yield Doubt(*row)
 
 
-def history(db: sqlite3.Connection) -> list[KindHistory]:
-    """Return what each model × size has cost and taken so far."""
+def history(db: sqlite3.Connection, *, latencies: bool = True) -> list[KindHistory]:
+    """Return what each model × size has cost and, with `latencies`, taken so far."""
     kinds = db.execute("SELECT kind, model, image_size, answers, spent, highest FROM kinds").fetchall()
     return [
         KindHistory(
@@ -177,7 +184,7 @@ def history(db: sqlite3.Connection) -> list[KindHistory]:
             row["answers"],
             row["spent"] // row["answers"] if row["answers"] else None,
             row["highest"],
-            tuple(latency for (latency,) in db.execute(_LATENCIES, (row["kind"],))),
+            tuple(latency for (latency,) in db.execute(_LATENCIES, (row["kind"],))) if latencies else (),
         )
         for row in kinds
     ]
@@ -188,3 +195,103 @@ _LATENCIES = """
 SELECT latency_s FROM (SELECT kind, outcome, latency_s FROM attempts ORDER BY attempt DESC LIMIT 2000)
 WHERE kind = ? AND outcome IN ('paid', 'unpriced') AND latency_s IS NOT NULL LIMIT 500
 """
+
+
+@dataclass(frozen=True, slots=True)
+class KindSums:
+    """What one model × size came to in a run; latencies of its paid answers, at most 10,000, sorted."""
+
+    kind: Kind
+    images: int
+    spent: int
+    at_risk: int
+    wasted: int
+    latencies_s: tuple[float, ...]
+
+
+def run_kinds(db: sqlite3.Connection, first_attempt: int) -> list[KindSums]:
+    """Return the sums by model × size of the attempts from `first_attempt` on: a run's own."""
+    rows = db.execute(
+        """
+        SELECT model, image_size, sum(outcome IN ('paid', 'unpriced')) AS images,
+          sum(iif(outcome IN ('paid', 'charged'), credits, 0)) AS spent,
+          sum(iif(outcome IN ('doubt', 'unpriced', 'sending'), reserved, 0)) AS at_risk,
+          sum(iif(wasted AND outcome IN ('paid', 'charged'), credits, 0)) AS wasted, kind
+        FROM attempts JOIN kinds USING (kind) WHERE attempt >= ? GROUP BY kind ORDER BY spent DESC
+        """,
+        (first_attempt,),
+    ).fetchall()
+    return [
+        KindSums(
+            Kind(row["model"], row["image_size"]), row["images"], row["spent"], row["at_risk"], row["wasted"],
+            tuple(latency for (latency,) in db.execute(_RUN_LATENCIES, (first_attempt, row["kind"]))),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+_RUN_LATENCIES = """
+SELECT latency_s FROM (
+  SELECT latency_s FROM attempts
+  WHERE attempt >= ? AND kind = ? AND outcome IN ('paid', 'unpriced') AND latency_s IS NOT NULL LIMIT 10000)
+ORDER BY latency_s
+"""
+
+
+def notable(
+    db: sqlite3.Connection, first_attempt: int, by: Notable
+) -> list[tuple[int, str, Kind, float | None, int | None]]:
+    """Return index, id, kind, latency and credits of the five slowest, or dearest, paid jobs of a run."""
+    rows = db.execute(
+        f"""
+        SELECT attempts.job, id, model, image_size, latency_s, credits
+        FROM attempts JOIN jobs USING (job) JOIN kinds ON kinds.kind = attempts.kind
+        WHERE attempts.attempt >= ? AND outcome = 'paid' AND {by} IS NOT NULL
+        ORDER BY {by} DESC, attempts.attempt LIMIT 5
+        """,
+        (first_attempt,),
+    )
+    return [(row[0], row[1], Kind(row[2], row[3]), row[4], row[5]) for row in rows]
+
+
+def failures(db: sqlite3.Connection) -> list[tuple[str, int, str | None]]:
+    """Return class, count and an example's message of the failed jobs, the most frequent first."""
+    return [
+        (row[0] or "unknown", row[1], row[2])
+        for row in db.execute(
+            "SELECT class, count(*), min(message) FROM jobs JOIN attempts ON attempts.attempt = jobs.attempt"
+            " WHERE jobs.state = 'failed' GROUP BY class ORDER BY 2 DESC"
+        )
+    ]
+
+
+def next_attempt(db: sqlite3.Connection) -> int:
+    """Return the number that the next attempt will have."""
+    return int(db.execute("SELECT ifnull(max(attempt), 0) + 1 FROM attempts").fetchone()[0])
+
+
+def pending_kinds(db: sqlite3.Connection) -> dict[Kind, int]:
+    """Return how many jobs of the manifest wait to be sent, by model × size."""
+    return {
+        Kind(row[0], row[1]): row[2]
+        for row in db.execute(
+            "SELECT model, image_size, count(*) FROM jobs JOIN kinds USING (kind)"
+            " WHERE state = 'pending' AND position IS NOT NULL GROUP BY kind"
+        )
+    }
+
+
+def warned(db: sqlite3.Connection, since_us: int) -> int:
+    """Return how many images were kept with a warning since a moment."""
+    row = db.execute("SELECT count(*) FROM images WHERE warning IS NOT NULL AND done_us >= ?", (since_us,))
+    return int(row.fetchone()[0])
+
+
+def done_since(db: sqlite3.Connection, since_us: int) -> int:
+    """Return how many of the newest attempts, at most 10,000, were sent since a moment and bought an image."""
+    row = db.execute(
+        "SELECT count(*) FROM (SELECT outcome, sent_us FROM attempts ORDER BY attempt DESC LIMIT 10000)"
+        " WHERE outcome IN ('paid', 'unpriced') AND sent_us >= ?",
+        (since_us,),
+    )
+    return int(row.fetchone()[0])

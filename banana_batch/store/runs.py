@@ -1,25 +1,40 @@
 """A run's beginning and end in the state file, and what the batch remembers between runs."""
 
+import contextlib
 import os
 import socket
 import sqlite3
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from banana_batch.errors import REASONS, Exit
+from banana_batch.errors import REASONS, DiskError, Exit
 from banana_batch.lifecycle import Event, JobState, Settlement, after
 
 INTERRUPTED = "interrupted"
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What an earlier run left that did not end by itself.
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Make the statements inside one durable step, or none of them.
 
-    Attributes:
-        doubts: Requests that were on the wire when it died: now in doubt.
+    Raises:
+        DiskError: it can't be made durable.
     """
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("COMMIT")
+    except sqlite3.OperationalError as failed:
+        _undo(db)
+        raise DiskError(f"the state file can't be written: {failed}", "free some space or mend the disk") from failed
+    except BaseException:
+        _undo(db)
+        raise
 
-    doubts: int
+
+def _undo(db: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error):
+        if db.in_transaction:
+            db.execute("ROLLBACK")
 
 
 def remember(db: sqlite3.Connection, name: str, value: str) -> None:
@@ -47,24 +62,25 @@ def end_run(db: sqlite3.Connection, run: int, now_us: int, code: Exit) -> None:
     db.execute("UPDATE runs SET ended_us = ?, exit = ?, reason = ? WHERE run = ?", (now_us, code, REASONS[code], run))
 
 
-def doubt_interrupted(db: sqlite3.Connection, why: str) -> Recovered:
-    """Mark every request that is on the wire as in doubt: whoever sent it is gone, or has given up waiting.
+def doubt_interrupted(db: sqlite3.Connection, why: str) -> int:
+    """Mark every request that is on the wire as in doubt; return how many. Call it in a transaction.
 
-    A row in `sending` says that a request may have left; nothing says what became of it. So it is never
-    sent again without the user's word.
+    Whoever sent it is gone, or has given up waiting. A row in `sending` says that a request may have left;
+    nothing says what became of it. So it is never sent again without the user's word.
     """
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        db.execute(
-            "UPDATE attempts SET outcome = ?, class = ?, message = ?, settled_by = 'start'"
-            " WHERE outcome = 'sending' AND attempt IN (SELECT attempt FROM jobs WHERE state = 'sending')",
-            (Settlement.DOUBT, INTERRUPTED, why),
-        )
-        doubts = db.execute(
-            "UPDATE jobs SET state = ? WHERE state = 'sending'", (after(JobState.SENDING, Event.UNANSWERED),)
-        ).rowcount
-        db.execute("COMMIT")
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    return Recovered(doubts)
+    db.execute(
+        "UPDATE attempts SET outcome = ?, class = ?, message = ?, settled_by = 'start'"
+        " WHERE outcome = 'sending' AND attempt IN (SELECT attempt FROM jobs WHERE state = 'sending')",
+        (Settlement.DOUBT, INTERRUPTED, why),
+    )
+    return db.execute(
+        "UPDATE jobs SET state = ? WHERE state = 'sending'", (after(JobState.SENDING, Event.UNANSWERED),)
+    ).rowcount
+
+
+def drop_doubts(db: sqlite3.Connection) -> int:
+    """Give up the manifest's jobs in doubt, as the user said; their credits stay at risk. Return how many."""
+    return db.execute(
+        "UPDATE jobs SET state = ? WHERE state = 'in_doubt' AND position IS NOT NULL",
+        (after(JobState.IN_DOUBT, Event.GIVE_UP),),
+    ).rowcount

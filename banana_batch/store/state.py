@@ -5,11 +5,12 @@ Rule 2: an attempt and its job move in the same transaction, each along the tabl
 Rule 3: after the first failed commit no further attempt is begun; what was paid for is still recorded if it can be.
 """
 
+import asyncio
 import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class StateStore:
                 (state, *place, limit),
             ).fetchall()
 
-        rows: list[sqlite3.Row] = await self._put(read)
+        rows: list[sqlite3.Row] = await self.do(read)
         if rows:
             self._taken[state] = (rows[-1]["place"], rows[-1]["job"])
         return rows
@@ -121,7 +122,7 @@ class StateStore:
             _move(db, job.index, JobState.PENDING, Event.SEND, "attempts = attempts + 1, attempt = ?", attempt)
             return int(attempt or 0)
 
-        return await self._put(write)  # type: ignore[no-any-return]
+        return await self.do(write)  # type: ignore[no-any-return]
 
     async def settle(self, attempt: int, job: QueuedJob, settled: Settled) -> PaidImage | None:
         """See ports.Store."""
@@ -139,24 +140,16 @@ class StateStore:
                 self._see_price(db, job.kind, settled.answer.credits_micro or 0)
             return _paid(db.execute(f"{_PAID} WHERE jobs.job = ?", (job.index,)).fetchone())
 
-        return await self._put(write)  # type: ignore[no-any-return]
+        return await self.do(write)  # type: ignore[no-any-return]
 
     async def finish(self, index: int, image: StoredImage) -> None:
         """See ports.Store."""
         done_us = self._clock.wall_us()
 
         def write(db: sqlite3.Connection) -> None:
-            db.execute(
-                "UPDATE images SET path = ?, bytes = ?, sha256 = ?, width = ?, height = ?, content_type = ?,"
-                " warning = ?, done_us = ?, error_class = NULL, error_message = NULL WHERE job = ?",
-                (
-                    image.path, image.bytes, bytes.fromhex(image.sha256), image.width, image.height,
-                    image.content_type, image.warning, done_us, index,
-                ),
-            )  # fmt: skip
-            _move(db, index, JobState.PAID, Event.STORED)
+            record_image(db, index, image, done_us)
 
-        await self._put(write)
+        await self.do(write)
 
     async def unfetched(self, index: int, failure: FetchFailed, lost: bool) -> None:
         """See ports.Store."""
@@ -175,24 +168,18 @@ class StateStore:
                     (index,),
                 )
 
-        await self._put(write)
+        await self.do(write)
 
-    async def do(self, operation: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Run any other change in a group of its turn, durable when this returns."""
-        return await self._put(operation)
+    def do(self, operation: Callable[[sqlite3.Connection], Any]) -> "asyncio.Future[Any]":
+        """Run any other change, or read, in a group of its turn; durable when the future ends."""
+        return self._group.put(operation)
 
-    def close(self) -> None:
-        """Fold the log into the file and close. Call it when nothing is under way any more."""
-        with contextlib.suppress(sqlite3.Error):
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._db.close()
+    def release(self) -> None:
+        """Give the ballast back. The connection stays its opener's."""
         with contextlib.suppress(OSError):
             self._ballast.unlink(missing_ok=True)
 
     # The database's thread.
-
-    async def _put(self, operation: Callable[[sqlite3.Connection], Any]) -> Any:
-        return await self._group.put(operation)
 
     def _commit(self, operations: Sequence[Callable[[sqlite3.Connection], Any]]) -> Sequence[Any]:
         try:
@@ -325,6 +312,25 @@ def _queued(row: sqlite3.Row, *, resend: bool = False) -> QueuedJob:
     return QueuedJob(
         row["job"], row["id"], kind, row["request"], row["refs"], row["attempts"], row["tries"], resend
     )  # fmt: skip
+
+
+def paid_images(db: sqlite3.Connection) -> Iterator[PaidImage]:
+    """Yield each image that is paid for and not on disk."""
+    for row in db.execute(f"{_PAID} WHERE state = 'paid'").fetchall():
+        yield _paid(row)
+
+
+def record_image(db: sqlite3.Connection, index: int, image: StoredImage, done_us: int) -> None:
+    """Record an image that lies durable under its name, and its job as done."""
+    db.execute(
+        "UPDATE images SET path = ?, bytes = ?, sha256 = ?, width = ?, height = ?, content_type = ?,"
+        " warning = ?, done_us = ?, error_class = NULL, error_message = NULL WHERE job = ?",
+        (
+            image.path, image.bytes, bytes.fromhex(image.sha256), image.width, image.height,
+            image.content_type, image.warning, done_us, index,
+        ),
+    )  # fmt: skip
+    _move(db, index, JobState.PAID, Event.STORED)
 
 
 def _paid(row: sqlite3.Row) -> PaidImage:

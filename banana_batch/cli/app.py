@@ -1,0 +1,64 @@
+"""The commands, and the one place where a failure becomes an exit code."""
+
+from typing import Any
+
+import typer
+import typer.main
+
+from banana_batch import __version__
+from banana_batch.errors import BananaError, Exit, UsageError
+
+from . import look, outcome, rehearse, run
+
+app = typer.Typer(
+    name="banana-batch",
+    help="Buy images for whole manifests of prompts: never pays twice, never loses a paid image, resumes by itself.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (run.run, run.plan, look.status, look.ledger, run.download, look.export, rehearse.sandbox):
+    app.command()(_command)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit"),
+) -> None:
+    if version:
+        outcome.say(__version__)
+        raise typer.Exit(0)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; return its exit code. Nothing is raised but what must be: no traceback for the user's errors."""
+    command = typer.main.get_command(app)
+    try:
+        result: Any = command.main(args=arguments, prog_name="banana-batch", standalone_mode=False)
+    except BananaError as failed:
+        outcome.complain(failed)
+        return failed.exit
+    except typer.Abort:
+        return Exit.INTERRUPTED
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except Exception as failed:
+        # Click's usage errors say themselves what they are; all else is a bug and is shown as one.
+        message = getattr(failed, "format_message", None)
+        if message is None:
+            raise
+        outcome.complain(UsageError(message(), f"{' '.join(['banana-batch', *arguments[:1]])} --help"))
+        return Exit.USAGE
+    return int(result or 0)
+
+
+def bug(failed: BaseException) -> int:
+    """Tell of a bug without its locals: they may hold the key."""
+    import traceback
+
+    where = traceback.extract_tb(failed.__traceback__)[-3:]
+    places = ", ".join(f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno}" for frame in where)
+    error = BananaError(f"a bug here: {type(failed).__name__} at {places}", "please report it; nothing paid is lost")
+    outcome.complain(error)
+    return Exit.BUG

@@ -1,0 +1,41 @@
+"""How a command ends: one clear message on standard error, one exit code, JSON where it was asked for."""
+
+import json
+from collections.abc import Mapping
+
+from banana_batch.errors import BananaError, Exit, ManifestError
+from banana_batch.models import Totals
+from banana_batch.report.account import run_summary
+from banana_batch.report.stream import Stream
+from banana_batch.text import printable
+
+_MESSAGE_CHARS = 4000
+
+
+def complain(error: BananaError) -> None:
+    """Print what happened, then what to do next."""
+    stream = Stream()
+    if isinstance(error, ManifestError):
+        for problem in error.problems:
+            stream.write(f"{problem}\n")
+    for line in str(error).splitlines():
+        stream.write(f"banana-batch: {printable(line, _MESSAGE_CHARS)}\n")
+    if error.hint:
+        stream.write(f"  → {printable(error.hint, _MESSAGE_CHARS)}\n")
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """Print one JSON object as a line of standard output; a reader that went away is no failure."""
+    Stream(1).write(json.dumps(value, ensure_ascii=True, default=str) + "\n")
+
+
+def say(text: str) -> None:
+    """Print text on standard output."""
+    Stream(1).write(text if text.endswith("\n") else text + "\n")
+
+
+def failed_summary(code: Exit, out: object) -> dict[str, object]:
+    """Return the JSON object of a run that could not begin."""
+    return run_summary(
+        exit=code, jobs={}, totals=Totals(), budget_micro=None, elapsed_s=0.0, out=None if out is None else str(out)
+    )

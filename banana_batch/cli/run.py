@@ -1,0 +1,180 @@
+"""`run`, `plan` and `download`: what sends, what would be sent, what is only fetched."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from banana_batch import accounting
+from banana_batch.batch import Run, Work
+from banana_batch.errors import BananaError, Exit
+from banana_batch.planning import looked_at, made_ready, opened_for_images, settle_order
+from banana_batch.report.account import Account
+from banana_batch.report.summary import terminal_text
+from banana_batch.report.tally import Tally
+from banana_batch.settings import Settings
+
+from . import outcome
+from .options import with_settings
+from .plan import plan_json, plan_text
+from .terminal import Terminal, signals
+
+_HOOK_TIMEOUT_S = 300.0
+
+Manifests = Annotated[
+    list[str], typer.Argument(metavar="MANIFEST...", help="Prompt files, patterns, or - for standard input")
+]
+
+
+@with_settings
+def run(manifests: Manifests, options: dict[str, Any]) -> int:
+    """Generate every image of a manifest; goes on by itself where an earlier run stopped.
+
+    Example: banana-batch run prompts.csv --budget '$5'
+    """
+    if options.get("dry_run"):
+        return show_plan(manifests, options)
+    with _json_whatever_happens(options) as told:
+        order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin())
+        told.out = order.out
+        told.json = order.settings.json_output
+        work = Work(
+            order.out,
+            order.settings,
+            lambda: made_ready(order),
+            os.environ,
+            run_command=shlex.join(["banana-batch", *sys.argv[1:]]),
+        )
+        return _finish(work, told)
+    return told.code
+
+
+@with_settings
+def plan(manifests: Manifests, options: dict[str, Any]) -> int:
+    """Check a manifest and show what a run would do and cost. Sends nothing, writes nothing.
+
+    Example: banana-batch plan prompts.csv
+    """
+    return show_plan(manifests, options)
+
+
+def show_plan(manifests: Sequence[str], options: Mapping[str, Any]) -> int:
+    """Print the plan, or every bad row."""
+    with _json_whatever_happens(options) as told:
+        order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin())
+        told.out, told.json = order.out, order.settings.json_output
+        with looked_at(order) as prepared:
+            if order.settings.json_output:
+                outcome.print_json(plan_json(order, prepared))
+            else:
+                outcome.say(plan_text(order, prepared))
+        return Exit.DONE
+    return told.code
+
+
+class _Told:
+    """What is known when a command fails half way."""
+
+    def __init__(self) -> None:
+        self.out: Path | None = None
+        self.json = False
+        self.code = Exit.DONE
+
+
+@contextlib.contextmanager
+def _json_whatever_happens(options: Mapping[str, Any]) -> Iterator[_Told]:
+    told = _Told()
+    told.json = bool(options.get("json"))
+    try:
+        yield told
+    except BananaError as failed:
+        outcome.complain(failed)
+        told.code = failed.exit
+        if told.json:
+            outcome.print_json(outcome.failed_summary(failed.exit, told.out))
+
+
+def _finish(work: Work, told: _Told) -> int:
+    # S3: a core dump would hold the key.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    settings = work.settings
+    view: Terminal | None = None
+
+    def watched(tally: Tally) -> Terminal:
+        nonlocal view
+        view = Terminal(tally, settings)
+        return view
+
+    task = Run(work, watched)
+    assert view is not None
+    try:
+        account = asyncio.run(_with_signals(task, view))
+    finally:
+        view.close()
+    _tell(account, settings)
+    told.code = account.exit
+    if settings.on_finish:
+        _hook(settings.on_finish, account)
+    return account.exit
+
+
+async def _with_signals(task: Run, view: Terminal) -> Account:
+    async with signals(task, view):
+        return await task.run()
+
+
+def _tell(account: Account, settings: Settings) -> None:
+    if settings.json_output:
+        outcome.print_json(accounting.summary_of(account))
+    elif not settings.quiet:
+        outcome.say(terminal_text(account))
+
+
+def _hook(command: str, account: Account) -> None:
+    """Run the user's command with the summary on its standard input; what becomes of it changes nothing here."""
+    import json
+
+    try:
+        done = subprocess.run(  # noqa: S602  # the user's own command line, by design
+            command, shell=True, input=json.dumps(accounting.summary_of(account)).encode(), check=False,
+            timeout=_HOOK_TIMEOUT_S,
+        )  # fmt: skip
+        problem = f"ended with {done.returncode}" if done.returncode else None
+    except (OSError, subprocess.TimeoutExpired) as failed:
+        problem = f"failed: {failed}"
+    if problem:
+        outcome.complain(BananaError(f"--on-finish {problem}; the run itself ended with {int(account.exit)}"))
+
+
+def _stdin() -> BinaryIO:
+    return sys.stdin.buffer if sys.stdin is not None else open(os.devnull, "rb")
+
+
+def download(
+    batch: Annotated[str, typer.Argument(metavar="BATCH", help="Output folder, or the manifest it was made from")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but trouble")] = False,
+    download_wait: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="How long to go on for images not to be had yet [15m]")
+    ] = None,
+) -> int:
+    """Fetch the images that are paid for and not on disk yet. Can never send a paid request.
+
+    Example: banana-batch download outputs/prompts
+    """
+    given: dict[str, Any] = {"json": json, "quiet": quiet, "download_wait": download_wait}
+    options = {name: value for name, value in given.items() if value}
+    with _json_whatever_happens(options) as told:
+        out, settings, ready = opened_for_images(batch, options, os.environ, Path.cwd())
+        told.out = out
+        work = Work(out, settings, ready, os.environ, sends=False, run_command=f"banana-batch download {out}")
+        return _finish(work, told)
+    return told.code

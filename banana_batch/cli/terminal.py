@@ -1,0 +1,129 @@
+"""The terminal: progress on standard error, questions where somebody can answer, signals."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+
+from banana_batch import money
+from banana_batch.batch import Run
+from banana_batch.engine.stops import Stop
+from banana_batch.errors import Exit
+from banana_batch.report.moments import local_text
+from banana_batch.report.progress import Progress, status_line
+from banana_batch.report.stream import Stream
+from banana_batch.report.tally import Tally
+from banana_batch.settings import Settings
+from banana_batch.store.queries import Doubt
+from banana_batch.text import plural, printable
+
+# One keystroke may arrive twice: a second Ctrl-C counts only after this long.
+_SECOND_SIGINT_AFTER_S = 1.0
+
+
+class Terminal:
+    """Implements `batch.View`."""
+
+    def __init__(self, tally: Tally, settings: Settings) -> None:
+        self._settings = settings
+        self._progress = Progress(
+            tally, quiet=settings.quiet, verbose=settings.verbose, bar=not settings.no_progress and not settings.quiet
+        )
+
+    @property
+    def can_ask(self) -> bool:
+        """Somebody sits at a terminal, and did not say yes to everything beforehand."""
+        return is_terminal() and not self._settings.yes
+
+    def emit(self, event: str, /, **facts: object) -> None:
+        """See ports.Events."""
+        self._progress.emit(event, **facts)
+
+    def close(self) -> None:
+        """Leave the terminal to what is printed next."""
+        self._progress.close()
+
+    async def ask(self, question: str) -> bool:
+        """Ask a yes-or-no question. Anything but yes is no."""
+        with self._progress.paused():
+            answer = await _typed(f"{question} [y/N] ")
+        return answer.strip().lower() in ("y", "yes")
+
+    async def ask_doubts(self, doubts: Sequence[Doubt]) -> bool:
+        """Ask once, in money, whether requests without an answer are sent again."""
+        at_risk = money.priced_text(sum(doubt.at_risk for doubt in doubts))
+        question = (
+            f"{plural(len(doubts), 'request')} got no answer; at most {at_risk} may be paid twice."
+            " Send again? [y/N/list] "
+        )
+        while True:
+            answer = (await _typed(question)).strip().lower()
+            if answer not in ("l", "list"):
+                return answer in ("y", "yes")
+            for doubt in doubts:
+                Stream().write(doubt_line(doubt) + "\n")
+
+
+def doubt_line(doubt: Doubt) -> str:
+    """Return what is known of a request without an answer."""
+    sent = local_text(doubt.sent_us)
+    why = printable(doubt.message or doubt.error_class or "no answer", 120)
+    return f"  {printable(doubt.id, 60)}: sent {sent}, {why}; at risk {money.priced_text(doubt.at_risk)}"
+
+
+def is_terminal() -> bool:
+    """Tell whether questions reach a person: standard input and error are a terminal."""
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
+
+
+async def _typed(question: str) -> str:
+    """Read a line without stopping the calls in flight. End of input is an empty answer."""
+    Stream().write(question)
+    loop = asyncio.get_running_loop()
+    line: asyncio.Future[str] = loop.create_future()
+
+    def read() -> None:
+        if not line.done():
+            line.set_result(sys.stdin.readline())
+
+    loop.add_reader(sys.stdin.fileno(), read)
+    try:
+        return await line
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+
+
+@contextlib.asynccontextmanager
+async def signals(run: Run, view: Terminal) -> AsyncIterator[None]:
+    """Turn signals into drains: the first lets calls in flight end, the second cuts them off.
+
+    Own handlers: asyncio's would cancel the main task at the first SIGINT, and with it every paid call in flight.
+    """
+    loop = asyncio.get_running_loop()
+    first: dict[signal.Signals, float] = {}
+
+    def stop(number: signal.Signals) -> None:
+        now_s = loop.time()
+        hard = Exit.INTERRUPTED if number is signal.SIGINT else Exit.TERMINATED
+        if not first:
+            first[number] = now_s
+            run.drain(Stop(Exit.STOPPED, f"{number.name}: stopping", "run again to go on"))
+        elif number is not signal.SIGINT or now_s - min(first.values()) >= _SECOND_SIGINT_AFTER_S:
+            run.abort(Stop(hard, f"a second {number.name}: calls in flight are cut off", "run again to go on"))
+
+    def show() -> None:
+        view.emit("note", message=status_line(run.tally))
+
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if not (sys.stdin and sys.stdin.isatty()):
+        # Without a terminal (cron, a lost ssh) a hang-up is an order to stop; at one, the shell's business.
+        handled.append(signal.SIGHUP)
+    for number in handled:
+        loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(signal.SIGUSR1, show)
+    try:
+        yield
+    finally:
+        for number in (*handled, signal.SIGUSR1):
+            loop.remove_signal_handler(number)

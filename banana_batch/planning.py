@@ -1,0 +1,310 @@
+"""From what the user typed to a batch that is ready to run: sources, settings, folder, rows, differences.
+
+Rule 1: everything is checked before anything is sent; a bad row leaves no trace on the disk.
+Rule 2: `plan` looks and writes nothing; `run` does the same and then makes it so.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import BatchLocked, InputMissing, ManifestError, Problem, SettingsError, UsageError
+from .manifest.loader import Manifests, open_manifests, run_settings
+from .manifest.sources import find_sources
+from .models import PlannedJob
+from .settings import DEFAULT_BASE_URL, BadSettings, Settings, resolve
+from .store import database, runs
+from .store.lock import LOCK_NAME, batch_lock
+from .store.planning import Difference, Planner
+from .text import plural
+
+DEFAULT_FILENAME = "{index:05d}-{slug}"
+SIDE, SANDBOX_PORT, FINGERPRINT, ALLOWED_HOSTS, BASE_URL = (
+    "side",
+    "sandbox_port",
+    "fingerprint",
+    "allow_host",
+    "base_url",
+)
+IN_SANDBOX, LIVE = "sandbox", "live"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a run is to do.
+
+    Attributes:
+        out: The output folder, absolute.
+        manifests: Where the jobs come from.
+    """
+
+    settings: Settings
+    out: Path
+    manifests: Manifests
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A batch whose manifest is staged and understood.
+
+    Attributes:
+        fresh: There was no batch in the folder before.
+        unchanged: The manifest is, byte for byte, the one that the batch took last: it was not read again.
+    """
+
+    db: sqlite3.Connection
+    difference: Difference
+    warnings: list[Problem] = field(default_factory=list)
+    fresh: bool = False
+    unchanged: bool = False
+
+
+def settle_order(
+    sources: Sequence[str], options: Mapping[str, object], environ: Mapping[str, str], cwd: Path, stdin: BinaryIO
+) -> Order:
+    """Resolve the settings and find the output folder.
+
+    Raises:
+        UsageError, ManifestError, InputMissing, SettingsError: the user's part has to be mended.
+    """
+    format_ = options.get("format")
+    settings = resolved(options, environ, run_settings(sources, cwd, None if format_ is None else str(format_)))
+    manifests = open_manifests(sources, settings, cwd, stdin)
+    out = settings.out
+    if out is None:
+        out = manifests.default_out(settings.sandbox)
+    if out is None:
+        raise UsageError(
+            "which output folder? With several manifests, or standard input, there is no default",
+            "name one: -o DIR",
+        )
+    return Order(settings, cwd / out, manifests)
+
+
+def resolved(options: Mapping[str, object], environ: Mapping[str, str], job_file: Mapping[str, object]) -> Settings:
+    """Merge the sources of settings; what can't be used is told by where it came from."""
+    try:
+        return resolve(options, environ, job_file)
+    except BadSettings as failed:
+        lines = "\n".join(map(str, failed.bad))
+        sources = {bad.source for bad in failed.bad}
+        if "option" in sources:
+            raise UsageError(lines, "see banana-batch run --help") from None
+        if "job file" in sources:
+            raise ManifestError(f"[run]: {lines}") from None
+        raise SettingsError(lines, "mend the environment variable") from None
+
+
+@contextlib.contextmanager
+def looked_at(order: Order) -> Iterator[Prepared]:
+    """Hold the manifest against the batch, if there is one. Writes nothing, takes no lock.
+
+    Raises:
+        ManifestError: bad rows, or a change that `--on-change` refuses.
+    """
+    fresh = not database.exists(order.out)
+    with contextlib.closing(database.nowhere() if fresh else database.open_reader(order.out)) as db:
+        prepared = Prepared(db, Difference(), fresh=fresh)
+        _stage(order, prepared)
+        yield prepared
+
+
+@contextlib.contextmanager
+def made_ready(order: Order) -> Iterator[Prepared]:
+    """Lock the batch, make it if need be, and bring its jobs in line with the manifest.
+
+    The connection is the caller's: it closes it.
+
+    Raises:
+        BatchLocked: another run holds it.
+        ManifestError: bad rows, a refused change, or a damaged state.
+        SettingsError: the batch belongs to the other side (sandbox or live).
+    """
+    made = database.make_folder(order.out)
+    had_lock = (order.out / LOCK_NAME).exists()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(batch_lock(order.out))
+            prepared = _existing(order) if database.exists(order.out) else _born(order)
+        except BaseException as failed:
+            if not had_lock and not isinstance(failed, BatchLocked) and not database.state_path(order.out).exists():
+                (order.out / LOCK_NAME).unlink(missing_ok=True)
+                _remove_empty(made)
+            raise
+        yield prepared
+
+
+def _remove_empty(made: Iterable[Path]) -> None:
+    for folder in reversed(list(made)):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _born(order: Order) -> Prepared:
+    unborn = database.Unborn(order.out)
+    db = unborn.open()
+    try:
+        prepared = Prepared(db, Difference(), fresh=True)
+        planner = _stage(order, prepared)
+        planner.apply(reuse=order.settings.dedupe == "reuse")
+        runs.remember(db, SIDE, IN_SANDBOX if order.settings.sandbox else LIVE)
+        _remember_manifest(order, db)
+    except BaseException:
+        unborn.discard(db)
+        raise
+    prepared.db = unborn.publish(db)
+    return prepared
+
+
+def _existing(order: Order) -> Prepared:
+    db = database.open_writer(order.out)
+    try:
+        check_side(db, order.out, sandbox=order.settings.sandbox)
+        prepared = Prepared(db, Difference())
+        fingerprint = order.manifests.fingerprint()
+        if fingerprint is not None and runs.recall(db, FINGERPRINT) == fingerprint.hex():
+            prepared.unchanged = True
+            return prepared
+        planner = _stage(order, prepared)
+        planner.apply(reuse=order.settings.dedupe == "reuse")
+        _remember_manifest(order, db)
+    except BaseException:
+        db.close()
+        raise
+    return prepared
+
+
+def _remember_manifest(order: Order, db: sqlite3.Connection) -> None:
+    fingerprint = order.manifests.fingerprint()
+    runs.remember(db, FINGERPRINT, fingerprint.hex() if fingerprint else "")
+
+
+def check_side(db: sqlite3.Connection, out: Path, *, sandbox: bool) -> None:
+    """Refuse to go on with a batch on the other side than it was begun.
+
+    Raises:
+        SettingsError: a sandbox batch without --sandbox, or the other way round.
+    """
+    side = runs.recall(db, SIDE)
+    if side == IN_SANDBOX and not sandbox:
+        raise SettingsError(
+            f"{out}: this batch was begun in the sandbox; its images are rehearsal pictures",
+            "add --sandbox to go on with it, or choose another folder for real images: -o DIR",
+        )
+    if side == LIVE and sandbox:
+        raise SettingsError(
+            f"{out}: this batch was begun at the real endpoint and is not continued in the sandbox",
+            "leave --sandbox out to go on with it, or rehearse in another folder: -o DIR",
+        )
+
+
+def _stage(order: Order, prepared: Prepared) -> Planner:
+    """Read, validate and compare the whole manifest.
+
+    Raises:
+        ManifestError: bad rows, all of them; or a change that is refused.
+    """
+    settings, manifests = order.settings, order.manifests
+    planner = Planner(prepared.db, manifests.index_width)
+    problems: list[Problem] = []
+    rows: Iterable[PlannedJob] = manifests.jobs(problems, prepared.warnings)
+    problems += planner.stage(rows, default_names=settings.filename == DEFAULT_FILENAME)
+    if problems:
+        raise ManifestError(
+            f"{plural(len(problems), 'bad value')} in the manifest; nothing was sent",
+            "mend the rows above and run again",
+            problems,
+        )
+    difference = prepared.difference = planner.difference()
+    if difference.duplicates and settings.dedupe == "error":
+        raise ManifestError(
+            f"{plural(difference.duplicates, 'row')} ask for what another row asks for already; nothing was sent",
+            "remove them, or say --dedupe allow (pay for each) or --dedupe reuse (pay once)",
+        )
+    _refuse_change(order, difference)
+    return planner
+
+
+def _refuse_change(order: Order, difference: Difference) -> None:
+    if order.settings.on_change == "accept":
+        return
+    if difference.changed:
+        raise ManifestError(_change_text(difference), _CHANGE_HINT)
+    if difference.mostly_gone:
+        raise ManifestError(
+            f"{order.out}: {difference.removed:,} of the {difference.known:,} rows that this batch knows are gone,"
+            f" and {difference.new:,} are new; nothing was sent",
+            "is it the right manifest for this folder, with the same defaults? Another folder: -o DIR;"
+            " or, to pay for the new rows: --on-change accept",
+        )
+
+
+_CHANGE_HINT = (
+    "give the row another id, or put the request back;"
+    " to buy the new request too and keep the old image: --on-change accept"
+)
+
+
+def _change_text(difference: Difference) -> str:
+    lines = [f"{plural(difference.changed, 'row')} changed that were sent already; nothing was sent"]
+    for change in difference.changes:
+        lines.append(f'{change.file}:{change.line}: id "{change.id}"')
+        lines += [f"    {line}" for line in change.differences]
+    if difference.changed > len(difference.changes):
+        lines.append(f"and {difference.changed - len(difference.changes):,} more")
+    return "\n".join(lines)
+
+
+def opened_for_images(
+    batch: str, options: Mapping[str, object], environ: Mapping[str, str], cwd: Path
+) -> tuple[Path, Settings, Callable[[], contextlib.AbstractContextManager[Prepared]]]:
+    """Find a batch whose images are to be fetched: with its own side, gateway and allowed hosts.
+
+    Raises:
+        InputMissing, UsageError, ManifestError, SettingsError: it can't be opened, or the options are bad.
+    """
+    out = find_batch(batch, cwd)
+    with contextlib.closing(database.open_reader(out)) as db:
+        remembered: dict[str, object] = {"sandbox": runs.recall(db, SIDE) == IN_SANDBOX}
+        if not remembered["sandbox"]:
+            remembered["base_url"] = runs.recall(db, BASE_URL) or DEFAULT_BASE_URL
+            remembered["allow_host"] = (runs.recall(db, ALLOWED_HOSTS) or "").split()
+    settings = resolved(options, environ, remembered)
+
+    @contextlib.contextmanager
+    def ready() -> Iterator[Prepared]:
+        with batch_lock(out):
+            yield Prepared(database.open_writer(out), Difference(), unchanged=True)
+
+    return out, settings, ready
+
+
+def find_batch(name: str, cwd: Path) -> Path:
+    """Return the output folder that `BATCH` means: the folder itself, or a manifest's default one. Never guessed.
+
+    Raises:
+        UsageError: both the plain and the sandbox folder of a manifest exist.
+        InputMissing: there is no such batch.
+    """
+    given = cwd / name
+    if given.is_dir():
+        if not database.exists(given):
+            raise _no_batch(name)
+        return given
+    if not given.is_file():
+        raise _no_batch(name)
+    stem = find_sources([name], cwd, None)[0].stem
+    folders = [given.parent / "outputs" / (stem + ending) for ending in ("", "-sandbox")]
+    found = [folder for folder in folders if database.exists(folder)]
+    if len(found) > 1:
+        raise UsageError(f"{name} has two batches: {found[0]} and {found[1]}", "name the folder that you mean")
+    if not found:
+        raise _no_batch(name)
+    return found[0]
+
+
+def _no_batch(name: str) -> InputMissing:
+    return InputMissing(f"{name}: there is no batch here", "name an output folder, or the manifest it was made from")
