@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from . import accounting, money
 from .accounting import Span
@@ -122,6 +122,15 @@ class _Begun:
     changed: bool
 
 
+class _Estimate(NamedTuple):
+    """Credits of what is left, in millionths; `whole`: every price is known."""
+
+    least: int
+    expected: int
+    most: int
+    whole: bool
+
+
 class Run:
     """One run of a batch. `drain` and `abort` may be called at any time, from the loop's thread."""
 
@@ -137,6 +146,7 @@ class Run:
         self._pool: Pool | None = None
         self._early: Stop | None = None
         self._store: StateStore | None = None
+        self._estimates = 0
         self._watch = _Watch(self._tell_estimate)
 
     def drain(self, stop: Stop) -> None:
@@ -367,30 +377,39 @@ class Run:
 
     async def _confirm_spending(self) -> bool:
         assert self._store is not None
-        _, expected, most = await self._store.do(self._estimate)
+        left: _Estimate = await self._store.do(self._estimate)
         spent = money.priced_text(self._store.totals.committed)
         return await self._view.ask(
-            f"{spent} so far; the rest is likely to cost {money.priced_text(expected)}, at most"
-            f" {money.priced_text(most)}. Go above {money.priced_text(ASK_ABOVE_MICRO)}?"
+            f"{spent} so far; the rest is likely to cost {money.priced_text(left.expected)}, at most"
+            f" {money.priced_text(left.most)}. Go above {money.priced_text(ASK_ABOVE_MICRO)}?"
         )
 
     def _tell_estimate(self) -> None:
         assert self._store is not None
 
-        def tell(done: "asyncio.Future[tuple[int, int, int]]") -> None:
-            if not done.cancelled() and done.exception() is None:
-                least, expected, most = done.result()
-                self._events.emit("estimate", least_micro=least, expected_micro=expected, most_micro=most)
+        def tell(done: "asyncio.Future[_Estimate]") -> None:
+            if done.cancelled() or done.exception() is not None:
+                return
+            found = done.result()
+            # Twice at most: when the first price is known, and when every price is.
+            if found.most and (self._estimates == 0 or (found.whole and self._estimates == 1)):
+                self._estimates = 2 if found.whole else 1
+                self._events.emit(
+                    "estimate", least_micro=found.least, expected_micro=found.expected, most_micro=found.most
+                )
 
         self._store.do(self._estimate).add_done_callback(tell)
 
-    def _estimate(self, db: sqlite3.Connection) -> tuple[int, int, int]:
+    def _estimate(self, db: sqlite3.Connection) -> _Estimate:
         prices = {
             past.kind: (past.mean_micro, past.highest_micro)
             for past in queries.history(db, latencies=False)
             if past.mean_micro is not None and past.highest_micro is not None
         }
-        return accounting.estimate(queries.pending_kinds(db), prices, self._settings.caps.max_price)
+        pending = queries.pending_kinds(db)
+        return _Estimate(
+            *accounting.estimate(pending, prices, self._settings.caps.max_price), whole=pending.keys() <= prices.keys()
+        )
 
     # Ending.
 

@@ -135,12 +135,13 @@ class _Elements:
 
     def _value(self) -> Any:
         while True:
+            start = self._at
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, start)
             except json.JSONDecodeError as failed:
                 # The text at hand may end inside the element: judge only with all of it there.
                 if not self._more():
-                    line = failed.doc.count("\n", self._at, failed.pos) + self._line
+                    line = failed.doc.count("\n", start, failed.pos) + self._line
                     raise Unreadable(line, f"not JSON: {failed.msg}", _AN_OBJECT) from None
             except RecursionError:
                 raise Unreadable(self._line, "too deeply nested", _AN_OBJECT) from None
