@@ -156,7 +156,8 @@ class _Lines:
 
     def of(self, table: str, key: str = "") -> int:
         """Return the line of a key, else of its table, else 0."""
-        return self._at.get((table, key)) or self._at.get((table, "")) or self._at.get(("", table), 0)
+        places = [(table, key), (table, ""), ("", table)] if table else [("", key), (key, "")]
+        return next((self._at[place] for place in places if place in self._at), 0)
 
 
 class _Reading:

@@ -145,6 +145,8 @@ class FilenameTemplate:
             raise TemplateError("{slug} for words of the prompt")
         self._format = "".join(map(_percent, parts))
         literal = "".join(part for part in parts if isinstance(part, str))
+        if INDEX_MARK in literal:
+            raise TemplateError("no control characters")
         self._limit = names.MAX_STEM_BYTES - _INDEX_ROOM_BYTES * len(indexes)
         self._room = self._limit - names.size(literal)
         if reason := names.complaint(self._format.replace(INDEX_MARK, "1") % (("x",) * len(self.slots))):
