@@ -54,7 +54,6 @@ ASK_ABOVE_MICRO = 1000 * money.MICRO
 MAX_FETCHERS = 64
 MIN_FETCHERS = 4
 _OF_IMAGES = frozenset({JobState.PAID, JobState.LOST})
-_DOUBT_TEXT = "the program ended while this request was on the wire"
 
 
 class View(Protocol):
@@ -236,7 +235,7 @@ class Run:
     def _recover(self, db: sqlite3.Connection) -> bool:
         """Bring into order what a dead run left; tell whether there was anything."""
         with runs.transaction(db):
-            doubts = runs.doubt_interrupted(db, _DOUBT_TEXT)
+            doubts = runs.doubt_interrupted(db, runs.DIED)
         if doubts:
             self._view.emit(
                 "note", message=f"an earlier run died with {plural(doubts, 'request')} on the wire: now in doubt"
@@ -425,7 +424,7 @@ class Run:
         return []
 
     def _close_run(self, db: sqlite3.Connection, begun: _Begun, stops: list[Stop], *, limited: bool) -> Exit:
-        runs.doubt_interrupted(db, _DOUBT_TEXT)
+        runs.doubt_interrupted(db, runs.DIED)
         if self._work.sends:
             code = exit_code(stops, queries.manifest_counts(db), limited=limited)
         else:

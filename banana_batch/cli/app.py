@@ -8,7 +8,7 @@ import typer.main
 from banana_batch import __version__
 from banana_batch.errors import BananaError, Exit, UsageError
 
-from . import look, outcome, rehearse, run
+from . import look, outcome, rehearse, run, settle, verify
 
 app = typer.Typer(
     name="banana-batch",
@@ -18,8 +18,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run.run, run.plan, look.status, look.ledger, run.download, look.export, rehearse.sandbox):
-    app.command()(_command)
+_COMMANDS = (
+    ("run", run.run),
+    ("plan", run.plan),
+    ("status", look.status),
+    ("ledger", look.ledger),
+    ("download", run.download),
+    ("resolve", settle.resolve_doubts),
+    ("redo", settle.redo),
+    ("verify", verify.verify),
+    ("export", look.export),
+    ("sandbox", rehearse.sandbox),
+)
+for _name, _command in _COMMANDS:
+    app.command(_name)(_command)
 
 
 @app.callback()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from banana_batch.errors import BananaError, Exit, ManifestError
 from banana_batch.models import Totals
+from banana_batch.money import credits_text
 from banana_batch.report.account import run_summary
 from banana_batch.report.stream import Stream
 from banana_batch.text import printable
@@ -39,3 +40,13 @@ def failed_summary(code: Exit, out: object) -> dict[str, object]:
     return run_summary(
         exit=code, jobs={}, totals=Totals(), budget_micro=None, elapsed_s=0.0, out=None if out is None else str(out)
     )
+
+
+def credits_json(totals: Totals) -> dict[str, str]:
+    """Return the ledger's sums as decimal strings."""
+    return {
+        "spent": credits_text(totals.spent),
+        "at_risk": credits_text(totals.at_risk),
+        "wasted": credits_text(totals.wasted),
+        "reserved": credits_text(totals.reserved),
+    }

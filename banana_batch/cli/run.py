@@ -42,7 +42,7 @@ def run(manifests: Manifests, options: dict[str, Any]) -> int:
     """
     if options.get("dry_run"):
         return show_plan(manifests, options)
-    with _json_whatever_happens(options) as told:
+    with json_whatever_happens(options) as told:
         order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin())
         told.out = order.out
         told.json = order.settings.json_output
@@ -53,7 +53,7 @@ def run(manifests: Manifests, options: dict[str, Any]) -> int:
             os.environ,
             run_command=shlex.join(["banana-batch", *sys.argv[1:]]),
         )
-        return _finish(work, told)
+        return finish(work, told)
     return told.code
 
 
@@ -68,7 +68,7 @@ def plan(manifests: Manifests, options: dict[str, Any]) -> int:
 
 def show_plan(manifests: Sequence[str], options: Mapping[str, Any]) -> int:
     """Print the plan, or every bad row."""
-    with _json_whatever_happens(options) as told:
+    with json_whatever_happens(options) as told:
         order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin())
         told.out, told.json = order.out, order.settings.json_output
         with looked_at(order) as prepared:
@@ -80,7 +80,7 @@ def show_plan(manifests: Sequence[str], options: Mapping[str, Any]) -> int:
     return told.code
 
 
-class _Told:
+class Told:
     """What is known when a command fails half way."""
 
     def __init__(self) -> None:
@@ -90,8 +90,8 @@ class _Told:
 
 
 @contextlib.contextmanager
-def _json_whatever_happens(options: Mapping[str, Any]) -> Iterator[_Told]:
-    told = _Told()
+def json_whatever_happens(options: Mapping[str, Any]) -> Iterator[Told]:
+    told = Told()
     told.json = bool(options.get("json"))
     try:
         yield told
@@ -102,7 +102,7 @@ def _json_whatever_happens(options: Mapping[str, Any]) -> Iterator[_Told]:
             outcome.print_json(outcome.failed_summary(failed.exit, told.out))
 
 
-def _finish(work: Work, told: _Told) -> int:
+def finish(work: Work, told: Told) -> int:
     # S3: a core dump would hold the key.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     settings = work.settings
@@ -172,9 +172,9 @@ def download(
     """
     given: dict[str, Any] = {"json": json, "quiet": quiet, "download_wait": download_wait}
     options = {name: value for name, value in given.items() if value}
-    with _json_whatever_happens(options) as told:
+    with json_whatever_happens(options) as told:
         out, settings, ready = opened_for_images(batch, options, os.environ, Path.cwd())
         told.out = out
         work = Work(out, settings, ready, os.environ, sends=False, run_command=f"banana-batch download {out}")
-        return _finish(work, told)
+        return finish(work, told)
     return told.code

@@ -27,7 +27,7 @@ from .oddities import oddities
 from .parts import StreamedPart
 from .verify import BytesSource, NotWhole, Whole, examine
 
-SLICES = 4  # fsyncs of small parts under way at once
+SLICES = 8  # fsyncs of small parts under way at once
 
 Outcome = StoredImage | FetchFailed
 

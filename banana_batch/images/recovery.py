@@ -138,6 +138,29 @@ def rehash(out: Path, path: str) -> tuple[str, int] | None:
         os.close(root)
 
 
+def set_changed_aside(out: Path, path: str) -> None:
+    """Move a file that is not the image it was to `conflicts/`, so that the image can be fetched again.
+
+    Args:
+        path: Relative to `out`, as in StoredImage.
+
+    Raises:
+        OutputError, DiskError: as `rehash`.
+    """
+    *place, file = path.split("/")
+    folders = Folders(out)
+    try:
+        folder = folders.below(tuple(place))
+        conflicts = folders.below((names.CONFLICTS,))
+        set_aside(folder, file, conflicts, file)
+        for changed in (conflicts, folder):
+            os.fsync(changed)
+    except OSError as failure:
+        raise _unusable(out / path, failure) from None
+    finally:
+        folders.close()
+
+
 def _existing(root: int, place: tuple[str, ...]) -> int | None:
     """Return a new descriptor of a folder below `root`; None if it is missing, or a symlink on the way."""
     folder = os.dup(root)

@@ -100,7 +100,12 @@ def counts(db: sqlite3.Connection) -> dict[JobState, int]:
 def manifest_counts(db: sqlite3.Connection) -> dict[JobState, int]:
     """Return the same for the jobs of the current manifest: they decide the exit code."""
     found = dict(db.execute("SELECT state, count(position) FROM jobs GROUP BY state").fetchall())
-    return {state: int(found.get(state, 0)) for state in JobState}
+    # A lost job of which the user ordered another copy has had its say.
+    redone = db.execute(
+        "SELECT count(*) FROM jobs WHERE state = 'lost' AND position IS NOT NULL"
+        " AND EXISTS (SELECT 1 FROM jobs AS copy WHERE copy.origin = jobs.job)"
+    ).fetchone()[0]
+    return {state: int(found.get(state, 0)) - (redone if state is JobState.LOST else 0) for state in JobState}
 
 
 def totals(db: sqlite3.Connection) -> Totals:

@@ -10,6 +10,7 @@ from banana_batch.errors import REASONS, DiskError, Exit
 from banana_batch.lifecycle import Event, JobState, Settlement, after
 
 INTERRUPTED = "interrupted"
+DIED = "the program ended while this request was on the wire"
 
 
 @contextlib.contextmanager
