@@ -162,5 +162,5 @@ def test_throttling_is_told_and_summed_up() -> None:
     throttled_s = simulate(scene)
     assert told.names()[0] == "throttled"
     assert told.names()[-1] == "unthrottled"
-    assert told.events[-1][1]["lasted_s"] == pytest.approx(throttled_s, abs=0.01)
+    assert told.events[-1][1]["duration_s"] == pytest.approx(throttled_s, abs=0.01)
     assert set(told.events[0][1]) == {"limit", "cooldown_s", "per_minute"}
