@@ -241,6 +241,11 @@ def plan_jobs(
         raise ManifestError("some jobs can't be used", "nothing was sent", problems)
 
 
+def index_width(settings: Settings) -> int:
+    """Return how many digits the index has in file names, filled with zeros; 0: as many as it takes."""
+    return _filename_template(settings.filename).index_width
+
+
 _JOB_FIELDS = tuple(name for name in Job.model_fields if name != "meta")
 
 

@@ -52,8 +52,9 @@ def clean(value: str) -> str:
     return "-".join(_RESERVED.sub(" ", nfc(value)).split())
 
 
-# What the default template makes of a prompt with words: nothing to mend there.
-is_tidy = re.compile(INDEX_MARK + "[a-z0-9-]*[a-z0-9]").fullmatch
+def is_tidy(stem: str) -> bool:
+    """Tell at a glance that `tidy` has nothing to mend: one component, from the index to a letter or digit."""
+    return stem[:1] == INDEX_MARK and stem[-1] not in _EDGES and "/" not in stem
 
 
 def tidy(stem: str, instead: str) -> str:

@@ -48,7 +48,7 @@ class Namer:
         self._template = filename
         self._id = id
         self._report = report
-        self._parts = [(_PARTS.get(slot.name) or _own_column(slot), slot.width) for slot in filename.slots]
+        self._parts = [_part(slot) for slot in filename.slots]
 
     @property
     def makes_ids(self) -> bool:
@@ -83,12 +83,17 @@ class Namer:
         if draft.filename is not None:
             return draft.filename + mark
         try:
-            values = [part(draft).zfill(width) for part, width in self._parts]
+            values = [part(draft) for part in self._parts]
         except NoColumn as missing:
             tell_no_column("filename", missing, draft, self._report)
             return ""
         stem = self._template.fill(values, "" if self._template.tells_copies else mark)
         return stem if names.is_tidy(stem) else names.tidy(stem, _hash(draft))
+
+
+def _part(slot: Slot) -> Callable[[Draft], str]:
+    part = _PARTS.get(slot.name) or _own_column(slot)
+    return (lambda draft: part(draft).zfill(slot.width)) if slot.width else part
 
 
 def _own_column(slot: Slot) -> Callable[[Draft], str]:
