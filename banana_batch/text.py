@@ -36,8 +36,8 @@ def slug(text: str, max_bytes: int = 60) -> str:
     joined = b"-".join(ascii_only.translate(_WORDS_ONLY).split()).decode()
     if len(joined) <= max_bytes:
         return joined
-    cut = joined[: max_bytes + 1].rsplit("-", 1)[0] if "-" in joined[: max_bytes + 1] else joined[:max_bytes]
-    return cut[:max_bytes].strip("-")
+    whole_words = joined[: max_bytes + 1].rpartition("-")[0]
+    return whole_words or joined[:max_bytes]
 
 
 def plural(count: int, noun: str, many: str | None = None) -> str:
