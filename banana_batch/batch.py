@@ -1,10 +1,4 @@
-"""Composition root and Python API: opens everything a run needs in one stack, runs it, closes it, tells how it went.
-
-from banana_batch import Job, Settings, run_batch
-
-async for result in run_batch([Job(prompt="a cute cat")], Settings(out="outputs/cat", sandbox=True)):
-    print(result.id, result.state, result.image)
-"""
+"""Composition root: opens everything a run needs in one stack, runs it, closes it, tells how it went."""
 
 import asyncio
 import contextlib

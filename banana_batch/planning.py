@@ -9,10 +9,10 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from .errors import BatchLocked, InputMissing, ManifestError, Problem, SettingsError, UsageError
-from .manifest.loader import Manifests, open_manifests, run_settings
+from .manifest.loader import open_manifests, run_settings
 from .manifest.sources import find_sources
 from .models import PlannedJob
 from .settings import DEFAULT_BASE_URL, BadSettings, Settings, resolve
@@ -32,6 +32,18 @@ SIDE, SANDBOX_PORT, FINGERPRINT, ALLOWED_HOSTS, BASE_URL = (
 IN_SANDBOX, LIVE = "sandbox", "live"
 
 
+class JobSource(Protocol):
+    """Where jobs come from: manifests, or a program."""
+
+    index_width: int
+
+    def jobs(self, problems: list[Problem], warnings: list[Problem]) -> Iterator[PlannedJob]:
+        """Yield the planned jobs; what is bad is appended to `problems`."""
+
+    def fingerprint(self) -> bytes | None:
+        """Return a hash of all that planning depends on; None where that can't be told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What a run is to do.
@@ -43,7 +55,7 @@ class Order:
 
     settings: Settings
     out: Path
-    manifests: Manifests
+    manifests: JobSource
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ import typer.main
 from banana_batch import __version__
 from banana_batch.errors import BananaError, Exit, UsageError
 
-from . import look, outcome, rehearse, run, settle, verify
+from . import look, outcome, rehearse, run, schedule, settle, verify
 
 app = typer.Typer(
     name="banana-batch",
@@ -28,6 +28,7 @@ _COMMANDS = (
     ("redo", settle.redo),
     ("verify", verify.verify),
     ("export", look.export),
+    ("schedule", schedule.schedule),
     ("sandbox", rehearse.sandbox),
 )
 for _name, _command in _COMMANDS:

@@ -1,13 +1,18 @@
 """How a command ends: one clear message on standard error, one exit code, JSON where it was asked for."""
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Mapping
+from pathlib import Path
 
 from banana_batch.errors import BananaError, Exit, ManifestError
 from banana_batch.models import Totals
 from banana_batch.money import credits_text
 from banana_batch.report.account import run_summary
 from banana_batch.report.stream import Stream
+from banana_batch.store import database, queries
+from banana_batch.store.lock import holder
 from banana_batch.text import printable
 
 _MESSAGE_CHARS = 4000
@@ -35,10 +40,22 @@ def say(text: str) -> None:
     Stream(1).write(text if text.endswith("\n") else text + "\n")
 
 
-def failed_summary(code: Exit, out: object) -> dict[str, object]:
-    """Return the JSON object of a run that could not begin."""
+def failed_summary(code: Exit, out: Path | None, budget_micro: int | None = None) -> dict[str, object]:
+    """Return the JSON object of a run that could not begin: how the batch stands, where one can be read."""
+    jobs: dict[str, int] = {}
+    totals = Totals()
+    if out is not None:
+        with contextlib.suppress(BananaError, sqlite3.Error), contextlib.closing(database.open_reader(out)) as db:
+            jobs = {state.value: count for state, count in queries.counts(db).items()}
+            totals = queries.totals(db)
     return run_summary(
-        exit=code, jobs={}, totals=Totals(), budget_micro=None, elapsed_s=0.0, out=None if out is None else str(out)
+        exit=code,
+        jobs=jobs,
+        totals=totals,
+        budget_micro=budget_micro,
+        elapsed_s=0.0,
+        out=out,
+        running=out is not None and holder(out) is not None,
     )
 
 

@@ -46,6 +46,7 @@ def run(manifests: Manifests, options: dict[str, Any]) -> int:
         order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin())
         told.out = order.out
         told.json = order.settings.json_output
+        told.budget = order.settings.budget
         work = Work(
             order.out,
             order.settings,
@@ -70,7 +71,7 @@ def show_plan(manifests: Sequence[str], options: Mapping[str, Any]) -> int:
     """Print the plan, or every bad row."""
     with json_whatever_happens(options) as told:
         order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin())
-        told.out, told.json = order.out, order.settings.json_output
+        told.out, told.json, told.budget = order.out, order.settings.json_output, order.settings.budget
         with looked_at(order) as prepared:
             if order.settings.json_output:
                 outcome.print_json(plan_json(order, prepared))
@@ -86,6 +87,7 @@ class Told:
     def __init__(self) -> None:
         self.out: Path | None = None
         self.json = False
+        self.budget: int | None = None
         self.code = Exit.DONE
 
 
@@ -99,7 +101,11 @@ def json_whatever_happens(options: Mapping[str, Any]) -> Iterator[Told]:
         outcome.complain(failed)
         told.code = failed.exit
         if told.json:
-            outcome.print_json(outcome.failed_summary(failed.exit, told.out))
+            outcome.print_json(outcome.failed_summary(failed.exit, told.out, told.budget))
+    except Exception:
+        if told.json:
+            outcome.print_json(outcome.failed_summary(Exit.BUG, told.out, told.budget))
+        raise
 
 
 def finish(work: Work, told: Told) -> int:

@@ -3,7 +3,7 @@
 import contextlib
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -113,7 +113,7 @@ def _one_by_one(db: sqlite3.Connection, jobs: list[str] | None) -> None:
                 resolve.settle(db, resolve.Found(doubt.index, doubt.id, JobState.IN_DOUBT), word)
 
 
-_ANSWERS = {
+_ANSWERS: dict[str, Callable[[], resolve.Word]] = {
     "r": lambda: resolve.Word(resend=True),
     "n": lambda: resolve.Word(not_charged=True),
     "c": lambda: resolve.Word(charged_micro=_amount(_typed("  credits: "))),

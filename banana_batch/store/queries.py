@@ -157,9 +157,13 @@ def sums_agree(db: sqlite3.Connection) -> bool:
     return rows.fetchone() is None
 
 
-def results(db: sqlite3.Connection, state: JobState | None = None) -> Iterator[sqlite3.Row]:
+def results(
+    db: sqlite3.Connection, state: JobState | None = None, *, manifest_only: bool = False
+) -> Iterator[sqlite3.Row]:
     """Yield a row for each job, in the manifest's order; jobs that are not in it come last, by index."""
     where, values = ("WHERE jobs.state = ?", (state,)) if state else ("", ())
+    if manifest_only:
+        where = "WHERE jobs.position IS NOT NULL"
     yield from db.execute(f"{_RESULTS} {where} ORDER BY jobs.position IS NULL, jobs.position, jobs.job", values)
 
 
