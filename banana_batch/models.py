@@ -7,7 +7,7 @@ Rule 2: a stage hands these to the next one and never its own objects.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -71,9 +71,10 @@ class Kind:
         return f"{self.model} {self.image_size}"
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedJob:
+class PlannedJob(NamedTuple):
     """A validated job on its way into a batch.
+
+    A tuple, as a million of them are made in one go: a frozen dataclass takes three times as long.
 
     Attributes:
         id: As given, with `~2` … for further copies; None: the batch derives it from `key` and its occurrence.
