@@ -122,27 +122,18 @@ class Planner:
         return jobs if report.count == before else ()
 
     def _copies(self, draft: Draft, body: str, meta: str | None) -> list[PlannedJob]:
-        shape, report, given = draft.shape, self._report, draft.id
-        jobs = []
-        for copy in range(1, draft.copies + 1):
+        given = draft.id
+        jobs = [self._planned(draft, given, body, meta)]
+        for copy in range(2, draft.copies + 1):
             draft.copy = copy
-            name = given if copy == 1 or given is None else f"{given}~{copy}"
-            stem = self._namer.stem(draft)
-            jobs.append(
-                PlannedJob(
-                    name,
-                    draft.key,
-                    shape.kind,
-                    body,
-                    shape.references,
-                    shape.unsent,
-                    meta,
-                    stem,
-                    report.file,
-                    report.line,
-                )
-            )
+            jobs.append(self._planned(draft, given and f"{given}~{copy}", body, meta))
         return jobs
+
+    def _planned(self, draft: Draft, name: str | None, body: str, meta: str | None) -> PlannedJob:
+        shape, report, stem = draft.shape, self._report, self._namer.stem(draft)
+        return PlannedJob(
+            name, draft.key, shape.kind, body, shape.references, shape.unsent, meta, stem, report.file, report.line
+        )
 
     def _read_rare(self, draft: Draft) -> None:
         values, report = draft.values, self._report
