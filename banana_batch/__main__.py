@@ -1,5 +1,6 @@
 """The command: `banana-batch` and `python -m banana_batch` are the same program."""
 
+import os
 import sys
 
 from . import __version__
@@ -7,6 +8,7 @@ from . import __version__
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    _hold_standard_descriptors()
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
         # Answered before anything is imported.
@@ -19,6 +21,16 @@ def main() -> None:
     except Exception as failed:  # noqa: BLE001  # the last line of defence: a message and a code, no traceback
         code = app.bug(failed)
     sys.exit(code)
+
+
+def _hold_standard_descriptors() -> None:
+    """Open those of 0, 1, 2 that are closed: else a log becomes descriptor 1, and what is printed goes into it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is the closed one; what --on-finish starts gets it too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`status`, `ledger` and `export`: looking at a batch, also while a run is live."""
 
 import contextlib
+import errno
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Annotated, Literal, TextIO
 
 import typer
 
-from banana_batch.errors import Exit, OutputError
+from banana_batch.errors import DiskError, Exit, OutputError
 from banana_batch.lifecycle import JobState
 from banana_batch.models import Totals
 from banana_batch.planning import find_batch
@@ -189,12 +190,12 @@ class _Results:
 
 @contextlib.contextmanager
 def _target(path: str | None) -> Iterator[TextIO]:
-    if path is None:
-        with open(1, "w", encoding="utf-8", newline="", closefd=False) as stream:
-            yield stream
-        return
     try:
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        # Standard output by its number: no lock of `sys.stdout` is left behind by a reader that went away.
+        with open(1 if path is None else path, "w", encoding="utf-8", newline="", closefd=path is not None) as file:
             yield file
+    except BrokenPipeError:
+        return  # the reader (head, less) has what it wanted
     except OSError as failed:
-        raise OutputError(f"{path}: can't be written: {failed.strerror}") from failed
+        kind = DiskError if failed.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else OutputError
+        raise kind(f"{path or 'standard output'}: can't be written: {failed.strerror}") from failed
