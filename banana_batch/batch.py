@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from .engine.stops import Stop, exit_code
 from .engine.worker import Rules
 from .errors import REASONS, BananaError, DiskError, Exit
 from .images.fetcher import COMMIT_THREADS, DISK_THREADS, ImageFetcher
+from .images.links import link_images
 from .images.recovery import adopt, remove_parts
 from .lifecycle import JobState
 from .pacing.clock import SystemClock
@@ -38,7 +40,7 @@ from .sandbox.server import Sandbox, choose_port
 from .settings import TIMEOUT_4K_S, TIMEOUT_S, Settings
 from .store import queries, runs
 from .store.room import Room
-from .store.state import StateStore, paid_images, record_image
+from .store.state import StateStore, paid_images, record_image, share_image
 from .text import duration_text, plural
 
 LOG_NAME = "run.log"
@@ -47,6 +49,7 @@ SANDBOX_KEY = "sandbox"
 ASK_ABOVE_MICRO = 1000 * money.MICRO
 MAX_FETCHERS = 64
 MIN_FETCHERS = 4
+TWINS_AT_ONCE = 256
 _OF_IMAGES = frozenset({JobState.PAID, JobState.LOST})
 
 
@@ -219,6 +222,7 @@ class Run:
             ending = await pool.run()
             self._pool = None
             stops = [*ending.stops, *self._pacer_stop(pacer, ending)]
+            await self._share_images(store)
             code = await store.do(lambda db: self._close_run(db, begun, stops, limited=ending.limited))
             account = self._account(begun, code)
             self._events.emit("run_ended", exit=int(code), reason=REASONS[code])
@@ -406,6 +410,15 @@ class Run:
 
     # Ending.
 
+    async def _share_images(self, store: StateStore) -> None:
+        """Give each row that asks for what another row bought a link to that image under its own name."""
+        while twins := await store.do(lambda db: queries.ready_twins(db, TWINS_AT_ONCE)):
+            shared = link_images(self._work.out, [(index, stem, path) for index, _, stem, path in twins])
+            now_us = self._clock.wall_us()
+            for index, name, _, _ in twins:
+                await store.do(partial(share_image, index=index, path=shared[index], done_us=now_us))
+                self._events.emit("shared", index=index, id=name, path=shared[index])
+
     def _pacer_stop(self, pacer: Pacer, ending: Ending) -> list[Stop]:
         cause = pacer.stopped_because
         if cause is None or ending.stops:
@@ -474,7 +487,7 @@ class _Watch:
             self._first_price()
 
 
-_CHANGES = frozenset({"sent", "stored", "fetch_failed"})
+_CHANGES = frozenset({"sent", "stored", "fetch_failed", "shared"})
 
 
 def _close(db: sqlite3.Connection) -> None:

@@ -21,6 +21,7 @@ from .store.lock import LOCK_NAME, batch_lock
 from .store.planning import Difference, Planner
 from .text import plural
 
+EXPANSION_LIMIT = 10_000
 DEFAULT_FILENAME = "{index:05d}-{slug}"
 SIDE, SANDBOX_PORT, FINGERPRINT, ALLOWED_HOSTS, BASE_URL = (
     "side",
@@ -85,6 +86,7 @@ def settle_order(
     format_ = options.get("format")
     settings = resolved(options, environ, run_settings(sources, cwd, None if format_ is None else str(format_)))
     manifests = open_manifests(sources, settings, cwd, stdin)
+    _refuse_expansion(manifests.count_expansion(), settings)
     out = settings.out
     if out is None:
         out = manifests.default_out(settings.sandbox)
@@ -94,6 +96,15 @@ def settle_order(
             "name one: -o DIR",
         )
     return Order(settings, cwd / out, manifests)
+
+
+def _refuse_expansion(count: int, settings: Settings) -> None:
+    """A slip of the pen in a matrix makes a million images: counted before one is built."""
+    if count > EXPANSION_LIMIT and not settings.yes:
+        raise UsageError(
+            f"the matrix and the copies come to {plural(count, 'image')}; nothing was sent",
+            "if that is meant, say --yes",
+        )
 
 
 def resolved(options: Mapping[str, object], environ: Mapping[str, str], job_file: Mapping[str, object]) -> Settings:
@@ -176,8 +187,8 @@ def _existing(order: Order) -> Prepared:
     try:
         check_side(db, order.out, sandbox=order.settings.sandbox)
         prepared = Prepared(db, Difference())
-        fingerprint = order.manifests.fingerprint()
-        if fingerprint is not None and runs.recall(db, FINGERPRINT) == fingerprint.hex():
+        mark = _mark(order)
+        if mark and runs.recall(db, FINGERPRINT) == mark:
             prepared.unchanged = True
             return prepared
         planner = _stage(order, prepared)
@@ -190,8 +201,13 @@ def _existing(order: Order) -> Prepared:
 
 
 def _remember_manifest(order: Order, db: sqlite3.Connection) -> None:
+    runs.remember(db, FINGERPRINT, _mark(order))
+
+
+def _mark(order: Order) -> str:
+    """Return what stays the same as long as planning would come to the same; empty where that can't be told."""
     fingerprint = order.manifests.fingerprint()
-    runs.remember(db, FINGERPRINT, fingerprint.hex() if fingerprint else "")
+    return f"{fingerprint.hex()} {order.settings.dedupe}" if fingerprint else ""
 
 
 def check_side(db: sqlite3.Connection, out: Path, *, sandbox: bool) -> None:

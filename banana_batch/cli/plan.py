@@ -1,4 +1,8 @@
-"""What a plan shows: counts, credits, time, and what to do next."""
+"""What a plan shows: counts, credits, time, disk, and what to do next."""
+
+import os
+import shlex
+from pathlib import Path
 
 from banana_batch import accounting, money
 from banana_batch.errors import Exit
@@ -9,53 +13,70 @@ from banana_batch.planning import Order, Prepared
 from banana_batch.report import tables
 from banana_batch.report.account import run_summary
 from banana_batch.store import queries
-from banana_batch.text import duration_text, plural
+from banana_batch.text import bytes_text, duration_text, plural
 
-# Round numbers of what such calls take, for a batch that has no history (vendor facts, section 6), seconds.
+# Round figures for a batch without history: what such calls take, and what such images weigh (vendor facts).
 _GUESS_S = {"1K": 17.0, "2K": 35.0, "4K": 60.0}
+_GUESS_BYTES = {"1K": 2_000_000, "2K": 8_000_000, "4K": 24_000_000}
+_CANARY = 5
+_MAX_WARNINGS = 10
 
 
-class _Figures:
-    """The figures of a plan, from the staged manifest and the batch's own history."""
+class Figures:
+    """The figures of a plan, from the staged manifest and the batch's own history.
+
+    Attributes:
+        todo: Jobs that would be sent, by kind; `--dedupe reuse` counted.
+        measured, timed, weighed: The figures come from this batch, for every kind.
+    """
 
     def __init__(self, order: Order, prepared: Prepared) -> None:
-        settings, db = order.settings, prepared.db
-        self.states = queries.manifest_counts(db)
-        self.todo: dict[Kind, int] = {}
-        pending = queries.pending_kinds(db)
-        for counted in prepared.difference.kinds:
-            known_pending = min(pending.get(counted.kind, 0), counted.known)
-            if counted.new + known_pending:
-                self.todo[counted.kind] = counted.new + known_pending
-        history = queries.history(db)
-        self.prices = {
-            past.kind: (past.mean_micro, past.highest_micro)
-            for past in history
+        difference, settings = prepared.difference, order.settings
+        counted = {line.kind: line.new + line.states.get(JobState.PENDING, 0) for line in difference.kinds}
+        self.todo = {kind: count for kind, count in counted.items() if count}
+        self.shared = difference.duplicates if settings.dedupe == "reuse" and prepared.fresh else 0
+        history = {past.kind: past for past in queries.history(prepared.db)}
+        prices = {
+            kind: (past.mean_micro, past.highest_micro)
+            for kind, past in history.items()
             if past.mean_micro is not None and past.highest_micro is not None
         }
-        self.measured = all(kind in self.prices for kind in self.todo)
-        self.least, self.expected, self.most = accounting.estimate(self.todo, self.prices, settings.caps.max_price)
-        latencies = Latencies()
-        for past in history:
-            latencies.seed(past.kind, past.latencies_s)
-        total_s = 0.0
-        for kind, count in self.todo.items():
-            seen = latencies.both(kind)
-            total_s += count * (seen[0] if seen else _GUESS_S.get(kind.image_size, 17.0))
-        self.duration_s = total_s / settings.concurrency
-        self.timed = all(latencies.both(kind) for kind in self.todo)
+        self.measured = self.todo.keys() <= prices.keys()
+        self.least, self.expected, self.most = accounting.estimate(self.todo, prices, settings.caps.max_price)
+        self.duration_s, self.timed = _duration(self.todo, history, settings.concurrency)
+        weights = {kind: past.mean_bytes for kind, past in history.items() if past.mean_bytes}
+        self.weighed = self.todo.keys() <= weights.keys()
+        self.disk_bytes = sum(
+            count * weights.get(kind, _GUESS_BYTES.get(kind.image_size, 2_000_000)) for kind, count in self.todo.items()
+        )
+
+    @property
+    def to_send(self) -> int:
+        """Paid calls that a run would make."""
+        return sum(self.todo.values()) - self.shared
+
+
+def _duration(todo: dict[Kind, int], history: dict[Kind, queries.KindHistory], concurrency: int) -> tuple[float, bool]:
+    latencies = Latencies()
+    for kind, past in history.items():
+        latencies.seed(kind, past.latencies_s)
+    total_s, timed = 0.0, True
+    for kind, count in todo.items():
+        seen = latencies.both(kind)
+        timed = timed and seen is not None
+        total_s += count * (seen[0] if seen else _GUESS_S.get(kind.image_size, 17.0))
+    return total_s / concurrency, timed
 
 
 def plan_json(order: Order, prepared: Prepared) -> dict[str, object]:
     """Return the plan as one JSON object: the batch's summary, and `plan` beside it."""
-    figures, difference = _Figures(order, prepared), prepared.difference
-    budget = order.settings.budget
-    jobs = {state.value: count for state, count in queries.counts(prepared.db).items()}
+    figures, difference = Figures(order, prepared), prepared.difference
+    states = queries.counts(prepared.db)
     summary = run_summary(
         exit=Exit.DONE,
-        jobs=jobs,
+        jobs={state.value: count for state, count in states.items()},
         totals=queries.totals(prepared.db),
-        budget_micro=budget,
+        budget_micro=order.settings.budget,
         elapsed_s=0.0,
         out=order.out,
     )
@@ -65,8 +86,8 @@ def plan_json(order: Order, prepared: Prepared) -> dict[str, object]:
         "changed": difference.changed,
         "removed": difference.removed,
         "duplicates": difference.duplicates,
-        "to_send": sum(figures.todo.values()),
-        "in_doubt": figures.states[JobState.IN_DOUBT],
+        "to_send": figures.to_send,
+        "in_doubt": states[JobState.IN_DOUBT],
         "credits": {
             "least": money.credits_text(figures.least),
             "expected": money.credits_text(figures.expected),
@@ -74,61 +95,105 @@ def plan_json(order: Order, prepared: Prepared) -> dict[str, object]:
             "measured": figures.measured,
         },
         "duration_s": round(figures.duration_s, 1),
+        "disk_bytes": figures.disk_bytes,
         "kinds": [
-            {"model": line.kind.model, "image_size": line.kind.image_size, "new": line.new, "known": line.known}
+            {
+                "model": line.kind.model,
+                "image_size": line.kind.image_size,
+                "new": line.new,
+                "removed": line.removed,
+                **line.states,
+            }
             for line in difference.kinds
         ],
+        "warnings": [str(warning) for warning in prepared.warnings],
     }
     return summary
 
 
-def plan_text(order: Order, prepared: Prepared) -> str:
+def plan_text(order: Order, prepared: Prepared, sources: list[str]) -> str:
     """Return the plan for a person."""
-    figures, difference = _Figures(order, prepared), prepared.difference
-    lines = [f"{plural(difference.rows, 'job')} for {order.out}", ""]
+    figures, difference = Figures(order, prepared), prepared.difference
+    lines = [f"{plural(difference.rows, 'job')} for {order.out}", "", *_table(prepared), ""]
+    lines += _notes(order, prepared)
+    for warning in prepared.warnings[:_MAX_WARNINGS]:
+        lines.append(f"  warning: {warning}")
+    if len(prepared.warnings) > _MAX_WARNINGS:
+        lines.append(f"  and {plural(len(prepared.warnings) - _MAX_WARNINGS, 'more warning')}")
+    if figures.to_send:
+        lines += ["", *_costs(figures), *_resources(order, figures), *_next(order, figures, sources)]
+    else:
+        lines += ["", "Nothing would be sent: no job waits."]
+    return "\n".join([*lines, "", "Nothing was sent, nothing was written. File names: no two collide."])
+
+
+def _table(prepared: Prepared) -> list[str]:
+    shown = [
+        (state, state.value.replace("_", " "))
+        for state in JobState
+        if state is JobState.DONE or any(line.states.get(state) for line in prepared.difference.kinds)
+    ]
+    removed = any(line.removed for line in prepared.difference.kinds)
+    head = ["model", "size", "new", *(name for _, name in shown), *(["removed"] if removed else [])]
     rows = [
         [
             line.kind.model,
             line.kind.image_size,
             f"{line.new:,}",
-            f"{line.known:,}",
-            f"{figures.todo.get(line.kind, 0):,}",
+            *(f"{line.states.get(state, 0):,}" for state, _ in shown),
+            *([f"{line.removed:,}"] if removed else []),
         ]
-        for line in difference.kinds
+        for line in prepared.difference.kinds
     ]
-    lines += tables.plain(["model", "size", "new", "known", "to send"], rows, "<<>>>", "  ")
-    lines += ["", *_notes(difference.changed, difference.removed, difference.duplicates, figures)]
-    for warning in prepared.warnings[:10]:
-        lines.append(f"  warning: {warning}")
-    if len(prepared.warnings) > 10:
-        lines.append(f"  and {len(prepared.warnings) - 10:,} more warnings")
-    lines += ["", *_costs(figures), "", "Nothing was sent, nothing was written."]
-    return "\n".join(lines)
+    return tables.plain(head, rows, "<<" + ">" * (len(head) - 2), "  ")
 
 
-def _notes(changed: int, removed: int, duplicates: int, figures: _Figures) -> list[str]:
-    states = figures.states
+def _notes(order: Order, prepared: Prepared) -> list[str]:
+    difference = prepared.difference
+    in_doubt = sum(line.states.get(JobState.IN_DOUBT, 0) for line in difference.kinds)
+    pays = {"allow": "each is paid for; --dedupe reuse pays once", "reuse": "paid once, the image linked for each"}
     counted = (
-        (states[JobState.DONE], "done already"),
-        (states[JobState.PAID], "paid, to be downloaded"),
-        (states[JobState.IN_DOUBT], "in doubt (banana-batch resolve)"),
-        (states[JobState.FAILED], "failed for good (banana-batch redo --failed)"),
-        (changed, "changed since they were sent"),
-        (removed, "no longer in the manifest: not sent"),
-        (duplicates, "ask for what another row asks for too (--dedupe reuse pays once)"),
+        (difference.changed, "changed since they were sent: bought anew, the old image stays"),
+        (difference.removed, "no longer in the manifest: not sent"),
+        (in_doubt, f"in doubt, not sent without your word: banana-batch resolve {shlex.quote(str(order.out))}"),
+        (difference.duplicates, f"ask for what another row asks for ({pays.get(order.settings.dedupe, '')})"),
     )
     return [f"  {count:,} {what}" for count, what in counted if count]
 
 
-def _costs(figures: _Figures) -> list[str]:
-    todo = sum(figures.todo.values())
-    if not todo:
-        return ["Everything is done: nothing would be sent."]
-    if figures.measured:
-        cost = f"Credits: about {money.priced_text(figures.expected)}, at most {money.priced_text(figures.most)}"
-        source = "by what such images cost in this batch"
-    else:
-        cost = f"Credits: at most {money.priced_text(figures.most)}"
-        source = "by --max-price, as no price is known yet; run with --limit 5 first, then plan again"
-    speed = "by latencies seen here" if figures.timed else "by usual latencies"
-    return [f"{cost}", f"  {source}", f"Time: about {duration_text(figures.duration_s)}, {speed}"]
+def _costs(figures: Figures) -> list[str]:
+    if not figures.measured:
+        return [
+            f"Credits  at most {money.priced_text(figures.most)}: by --max-price, as not every price is known yet",
+        ]
+    least, most = money.credits_text(figures.least), money.priced_text(figures.most)
+    return [
+        f"Credits  about {money.priced_text(figures.expected)}; least {least}, most {most};"
+        " by what such images cost in this batch",
+    ]
+
+
+def _resources(order: Order, figures: Figures) -> list[str]:
+    how = "as measured in this batch" if figures.timed else "by usual latencies"
+    lines = [f"Time     about {duration_text(figures.duration_s)} at -c {order.settings.concurrency}, {how}"]
+    free = _free_bytes(order.out)
+    weight = "as measured in this batch" if figures.weighed else "by usual sizes"
+    lines.append(f"Disk     about {bytes_text(figures.disk_bytes)}, {weight}; free: {bytes_text(free)}")
+    if free < figures.disk_bytes:
+        lines.append("  warning: the disk is too small for all of them")
+    return lines
+
+
+def _free_bytes(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def _next(order: Order, figures: Figures, sources: list[str]) -> list[str]:
+    if figures.measured or figures.to_send <= _CANARY:
+        return []
+    side = ["--sandbox"] if order.settings.sandbox else []
+    command = shlex.join(["banana-batch", "run", *sources, *side, "-o", str(order.out), "--limit", str(_CANARY)])
+    return ["", f"First buy {_CANARY}, then plan again with measured figures:", f"  {command}"]

@@ -76,7 +76,7 @@ def show_plan(manifests: Sequence[str], options: Mapping[str, Any]) -> int:
             if order.settings.json_output:
                 outcome.print_json(plan_json(order, prepared))
             else:
-                outcome.say(plan_text(order, prepared))
+                outcome.say(plan_text(order, prepared, list(manifests)))
         return Exit.DONE
     return told.code
 

@@ -8,7 +8,7 @@ Rule 3: nothing here grows with the manifest in memory: sorting and grouping are
 import json
 import sqlite3
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from banana_batch.errors import Problem
@@ -44,11 +44,18 @@ class ChangedRow:
 
 @dataclass(frozen=True, slots=True)
 class KindCount:
-    """Jobs of one model × size by what a run would do with them."""
+    """Jobs of one model × size.
+
+    Attributes:
+        new: Not bought under this request: changed rows among them.
+        states: Known jobs of the manifest by state.
+        removed: Jobs of the last manifest that this one does not have.
+    """
 
     kind: Kind
-    new: int = 0
-    known: int = 0
+    new: int
+    states: Mapping[str, int]
+    removed: int = 0
 
 
 @dataclass(slots=True)
@@ -233,15 +240,31 @@ class Planner:
             "SELECT count(*) FROM jobs WHERE position IS NOT NULL AND origin IS NULL"
             " AND NOT EXISTS (SELECT 1 FROM planned WHERE planned.id = jobs.id)"
         )
-        found.kinds = [
-            KindCount(Kind(row["model"], row["image_size"]), row["new"], row["known"])
-            for row in self._db.execute(
-                "SELECT model, image_size, sum(job < 0) AS new, sum(job > 0) AS known"
-                " FROM planned JOIN planned_kinds USING (kind) GROUP BY kind ORDER BY model, image_size"
-            )
-        ]
+        found.kinds = self._kind_counts(any_removed=found.removed > 0)
         found.changes = list(self._changes())
         return found
+
+    def _kind_counts(self, *, any_removed: bool) -> list[KindCount]:
+        states: dict[Kind, dict[str, int]] = {}
+        for row in self._db.execute(
+            "SELECT model, image_size, ifnull(jobs.state, 'new') AS state, count(*) AS jobs FROM planned"
+            " JOIN planned_kinds USING (kind) LEFT JOIN jobs ON jobs.job = planned.job"
+            " GROUP BY planned.kind, jobs.state ORDER BY model, image_size"
+        ):
+            states.setdefault(Kind(row["model"], row["image_size"]), {})[row["state"]] = row["jobs"]
+        removed: dict[Kind, int] = {}
+        if any_removed:
+            for row in self._db.execute(
+                "SELECT model, image_size, count(*) AS jobs FROM jobs JOIN kinds USING (kind)"
+                " WHERE position IS NOT NULL AND origin IS NULL"
+                " AND NOT EXISTS (SELECT 1 FROM planned WHERE planned.id = jobs.id) GROUP BY kind"
+            ):
+                removed[Kind(row["model"], row["image_size"])] = row["jobs"]
+        return [
+            KindCount(kind, found.pop("new", 0), found, removed.get(kind, 0))
+            for kind in [*states, *(kind for kind in removed if kind not in states)]
+            for found in [states.get(kind, {})]
+        ]
 
     def _changes(self) -> Iterator[ChangedRow]:
         for row in self._db.execute(
@@ -317,6 +340,7 @@ class Planner:
             "UPDATE jobs SET position = (SELECT position FROM jobs AS first WHERE first.job = jobs.origin)"
             " WHERE origin IS NOT NULL AND position IS NULL"
         )
+        db.execute("UPDATE jobs SET twin = NULL WHERE twin IS NOT NULL AND state = 'pending'")
         if reuse:
             self._twin()
 

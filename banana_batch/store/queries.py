@@ -18,7 +18,8 @@ _RESULTS = """
 SELECT jobs.job, jobs.id, jobs.state, jobs.request, jobs.unsent, jobs.meta, jobs.attempts,
   images.path, images.bytes, images.sha256, images.width, images.height, images.content_type, images.image_url,
   images.done_us AS done_at_us, images.warning,
-  attempts.credits, attempts.latency_s, attempts.sent_us AS sent_at_us,
+  iif(jobs.twin IS NOT NULL AND jobs.state = 'done', 0, attempts.credits) AS credits,
+  attempts.latency_s, attempts.sent_us AS sent_at_us,
   iif(jobs.state IN ('paid', 'lost'), images.error_class, iif(jobs.state IN ('failed', 'in_doubt', 'dropped',
     'pending'), attempts.class, NULL)) AS error_class,
   iif(jobs.state IN ('paid', 'lost'), images.error_message, iif(jobs.state IN ('failed', 'in_doubt', 'dropped',
@@ -65,6 +66,7 @@ class KindHistory:
     """What a model × size has cost and taken.
 
     Attributes:
+        mean_bytes: Of the newest images, at most 200; None: none yet.
         mean_micro, highest_micro: None without a priced answer.
         latencies_s: Of the newest answers, at most 500, unsorted.
     """
@@ -74,6 +76,7 @@ class KindHistory:
     mean_micro: int | None
     highest_micro: int | None
     latencies_s: tuple[float, ...]
+    mean_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,12 @@ def manifest_counts(db: sqlite3.Connection) -> dict[JobState, int]:
         "SELECT count(*) FROM jobs WHERE state = 'lost' AND position IS NOT NULL"
         " AND EXISTS (SELECT 1 FROM jobs AS copy WHERE copy.origin = jobs.job)"
     ).fetchone()[0]
-    return {state: int(found.get(state, 0)) - (redone if state is JobState.LOST else 0) for state in JobState}
+    # A twin shares the fate of the job whose image it shares; that one is counted.
+    twins = db.execute(
+        "SELECT count(*) FROM jobs WHERE twin IS NOT NULL AND state = 'pending' AND position IS NOT NULL"
+    ).fetchone()[0]
+    left_out = {JobState.LOST: redone, JobState.PENDING: twins}
+    return {state: int(found.get(state, 0)) - left_out.get(state, 0) for state in JobState}
 
 
 def totals(db: sqlite3.Connection) -> Totals:
@@ -193,11 +201,23 @@ def history(db: sqlite3.Connection, *, latencies: bool = True) -> list[KindHisto
             row["answers"],
             row["spent"] // row["answers"] if row["answers"] else None,
             row["highest"],
-            tuple(latency for (latency,) in db.execute(_LATENCIES, (row["kind"],))) if latencies else (),
+            *(_observed(db, row["kind"]) if latencies else ((), None)),
         )
         for row in kinds
     ]
 
+
+def _observed(db: sqlite3.Connection, kind: int) -> tuple[tuple[float, ...], int | None]:
+    latencies = tuple(latency for (latency,) in db.execute(_LATENCIES, (kind,)))
+    size = db.execute(_SIZES, (kind,)).fetchone()[0]
+    return latencies, None if size is None else int(size)
+
+
+_SIZES = """
+SELECT avg(bytes) FROM (
+  SELECT images.bytes FROM (SELECT attempt, kind FROM attempts ORDER BY attempt DESC LIMIT 2000) AS newest
+  JOIN images USING (attempt) WHERE newest.kind = ? LIMIT 200)
+"""
 
 # Of the newest attempts only: a night's latency is no guide to another month's, and the table may hold millions.
 _LATENCIES = """
@@ -279,13 +299,24 @@ def next_attempt(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT ifnull(max(attempt), 0) + 1 FROM attempts").fetchone()[0])
 
 
+def ready_twins(db: sqlite3.Connection, limit: int) -> list[tuple[int, str, str, str]]:
+    """Return index, id, stem and the shared image's path of pending twins whose image is on disk."""
+    rows = db.execute(
+        "SELECT twins.job, twins.id, twins.stem, images.path FROM jobs AS twins"
+        " JOIN jobs AS first ON first.job = twins.twin JOIN images ON images.job = first.job"
+        " WHERE twins.twin IS NOT NULL AND twins.state = 'pending' AND first.state = 'done' LIMIT ?",
+        (limit,),
+    )
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+
 def pending_kinds(db: sqlite3.Connection) -> dict[Kind, int]:
     """Return how many jobs of the manifest wait to be sent, by model × size."""
     return {
         Kind(row[0], row[1]): row[2]
         for row in db.execute(
             "SELECT model, image_size, count(*) FROM jobs JOIN kinds USING (kind)"
-            " WHERE state = 'pending' AND position IS NOT NULL GROUP BY kind"
+            " WHERE state = 'pending' AND position IS NOT NULL AND twin IS NULL GROUP BY kind"
         )
     }
 

@@ -272,6 +272,20 @@ class StateStore:
                 os.close(descriptor)
 
 
+def share_image(db: sqlite3.Connection, index: int, path: str, done_us: int) -> None:
+    """Record that a twin's own name is linked, durably, to the image of the job it shares. Nothing is paid."""
+    db.execute(
+        "INSERT INTO images"
+        " (job, attempt, image_url, path, bytes, sha256, width, height, content_type, warning, done_us)"
+        " SELECT twins.job, images.attempt, image_url, ?, bytes, sha256, width, height, content_type, warning, ?"
+        " FROM jobs AS twins JOIN images ON images.job = twins.twin WHERE twins.job = ?",
+        (path, done_us, index),
+    )
+    _move(db, index, JobState.PENDING, Event.SEND)
+    _move(db, index, JobState.SENDING, Event.ANSWERED)
+    _move(db, index, JobState.PAID, Event.STORED)
+
+
 def kind_number(db: sqlite3.Connection, kind: Kind) -> int:
     """Return the number of a model × size, making it known."""
     db.execute("INSERT OR IGNORE INTO kinds (model, image_size) VALUES (?, ?)", (kind.model, kind.image_size))
