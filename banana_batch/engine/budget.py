@@ -38,8 +38,11 @@ def room(caps: Caps, batch: Totals, run: Totals, undurable: int = 0) -> int | No
 
 
 def is_implausible(credits_micro: int, price: int | None, caps: Caps) -> bool:
-    """Tell whether a stated price is far above what its model × size was expected to cost at most."""
-    return credits_micro > IMPLAUSIBLE_TIMES * max(caps.max_price if price is None else price, 1)
+    """Tell whether a stated price is far above what its model × size was expected to cost at most.
+
+    An image that was free says nothing of what the next one costs.
+    """
+    return credits_micro > IMPLAUSIBLE_TIMES * max(price or caps.max_price, 1)
 
 
 @dataclass(slots=True)
