@@ -175,6 +175,8 @@ def _cut_off(trace: SendTrace) -> Settled:
 
 async def _settle(shared: Sending, job: QueuedJob, attempt: int, reply: Reply) -> PaidImage | None:
     settled = _settled(shared, job, reply)
+    known = shared.store.price_micro(job.kind)
+    expected = shared.on_wire[attempt] if known is None else known
     try:
         image = await shared.store.settle(attempt, job, settled)
     except BananaError:
@@ -183,6 +185,8 @@ async def _settle(shared: Sending, job: QueuedJob, attempt: int, reply: Reply) -
         shared.events.emit("unrecorded", index=job.index, id=job.id, verdict=reply.verdict.name, image_url=url)
         raise
     _tell(shared, job, attempt, reply, settled)
+    if settled.settlement is Settlement.PAID:
+        _hold_the_budget(shared, job, settled, expected)
     if settled.event in (Event.NOT_SENT, Event.REFUSED_FOR_NOW):
         tried = replace(job, tries=job.tries + settled.counts, attempts=job.attempts + 1, resend=False)
         shared.feed.again(tried, _delay_s(shared, job, reply))
@@ -192,6 +196,19 @@ async def _settle(shared: Sending, job: QueuedJob, attempt: int, reply: Reply) -
     if rule is not None:
         shared.stop(Stop(rule.exit, f"the endpoint answered: {reply.message or reply.verdict.name}", rule.hint))
     return image
+
+
+def _hold_the_budget(shared: Sending, job: QueuedJob, settled: Settled, expected: int) -> None:
+    """Say that an answer was dearer than its reserve; where that went beyond a cap, send no more."""
+    credits_micro = settled.answer.credits_micro if settled.answer else None
+    if credits_micro is None or credits_micro <= expected:
+        return
+    shared.events.emit(
+        "dearer", index=job.index, id=job.id, kind=str(job.kind), credits_micro=credits_micro, expected_micro=expected
+    )
+    left = room(shared.rules.caps, shared.store.totals, shared.store.run_totals, shared.undurable)
+    if left is not None and left < 0:
+        shared.stop(_budget_reached(left))
 
 
 def _settled(shared: Sending, job: QueuedJob, reply: Reply) -> Settled:

@@ -68,6 +68,8 @@ class Account:
             likely_proxy_timeout_s=likely_proxy_timeout_s,
         )
 
-    def gave_up(self, trouble: Trouble | None, after_s: float) -> None:
+    def gave_up(self, trouble: Trouble | None, after_s: float, likely_proxy_timeout_s: float | None) -> None:
         """No good answer came for too long."""
-        self._events.emit("gave_up", cause=trouble, after_s=round(after_s, 3))
+        self._events.emit(
+            "gave_up", cause=trouble, after_s=round(after_s, 3), likely_proxy_timeout_s=likely_proxy_timeout_s
+        )

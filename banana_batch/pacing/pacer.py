@@ -282,7 +282,7 @@ class Pacer:
 
     def _give_up(self, now_s: float) -> None:
         trouble = self._incidents.trouble
-        self._account.gave_up(trouble, self._incidents.trouble_for_s(now_s))
+        self._account.gave_up(trouble, self._incidents.trouble_for_s(now_s), self.likely_proxy_timeout_s)
         self._stop(StopCause(Stop.GAVE_UP, trouble))
 
     def _note_incident(self, signal: Signal, latency_s: float | None, now_s: float, wall_us: int) -> None:

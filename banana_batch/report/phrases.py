@@ -51,7 +51,13 @@ def incident_started(facts: Facts) -> str:
 def incident_ended(facts: Facts) -> str:
     """Say that it answers again."""
     doubts = f"; {plural(facts['doubts'], 'request')} in doubt" if facts["doubts"] else ""
-    return f"The endpoint answers again after {duration_text(facts['duration_s'])}{doubts}"
+    return f"The endpoint answers again after {duration_text(facts['duration_s'])}{doubts}{_proxy(facts)}"
+
+
+def dearer(facts: Facts) -> str:
+    """Say that an image cost more than was set aside for it."""
+    cost, expected = priced_text(facts["credits_micro"]), credits_text(facts["expected_micro"])
+    return f"{_job(facts)} cost {cost}, and {expected} was set aside: each of its kind sets as much aside from now on"
 
 
 def throttled(facts: Facts) -> str:
@@ -62,7 +68,7 @@ def throttled(facts: Facts) -> str:
 
 def gave_up(facts: Facts) -> str:
     """Say that the run ends as the endpoint stayed away."""
-    return f"Giving up after {duration_text(facts['after_s'])}: {printable(str(facts['cause']))}"
+    return f"Giving up after {duration_text(facts['after_s'])}: {printable(str(facts['cause']))}{_proxy(facts)}"
 
 
 def slept(facts: Facts) -> str:
@@ -100,6 +106,7 @@ PHRASES: dict[str, Callable[[Facts], str]] = {
     "fetch_failed": fetch_failed,
     "incident_started": incident_started,
     "incident_ended": incident_ended,
+    "dearer": dearer,
     "throttled": throttled,
     "gave_up": gave_up,
     "slept": slept,
@@ -107,6 +114,12 @@ PHRASES: dict[str, Callable[[Facts], str]] = {
     "stop": stopped,
     "note": noted,
 }
+
+
+def _proxy(facts: Facts) -> str:
+    """Say what equally long doubts look like."""
+    cut_s = facts.get("likely_proxy_timeout_s")
+    return f"; something on the way seems to cut calls after about {duration_text(cut_s)}: a proxy?" if cut_s else ""
 
 
 def _job(facts: Facts) -> str:

@@ -122,7 +122,7 @@ def test_a_machine_that_slept_is_noticed_and_a_clock_set_back_is_not() -> None:
         assert pacer.latency(KIND) == (5.0, 5.0)
 
     simulate(scene)
-    assert [(name, round(facts["for_s"])) for name, facts in told.events] == [("slept", 8 * 3600)]
+    assert [(name, round(facts["gap_s"])) for name, facts in told.events] == [("slept", 8 * 3600)]
 
 
 def test_without_a_refusal_it_costs_nothing() -> None:
