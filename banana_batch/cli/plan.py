@@ -167,10 +167,8 @@ def _costs(figures: Figures) -> list[str]:
             f"Credits  at most {money.priced_text(figures.most)}: by --max-price, as not every price is known yet",
         ]
     least, most = money.credits_text(figures.least), money.priced_text(figures.most)
-    return [
-        f"Credits  about {money.priced_text(figures.expected)}; least {least}, most {most};"
-        " by what such images cost in this batch",
-    ]
+    about = money.priced_text(figures.expected)
+    return [f"Credits  about {about}; least {least}, most {most}; by what such images cost in this batch"]
 
 
 def _resources(order: Order, figures: Figures) -> list[str]:
