@@ -119,11 +119,12 @@ class _Begun:
 
 
 class _Estimate(NamedTuple):
-    """Credits of what is left, in millionths; `whole`: every price is known."""
+    """Credits of the whole batch, in millionths; `left`: jobs wait; `whole`: every price is known."""
 
     least: int
     expected: int
     most: int
+    left: bool
     whole: bool
 
 
@@ -374,11 +375,11 @@ class Run:
 
     async def _confirm_spending(self) -> bool:
         assert self._store is not None
-        left: _Estimate = await self._store.do(self._estimate)
+        whole: _Estimate = await self._store.do(self._estimate)
         spent = money.priced_text(self._store.totals.committed)
         return await self._view.ask(
-            f"{spent} so far; the rest is likely to cost {money.priced_text(left.expected)}, at most"
-            f" {money.priced_text(left.most)}. Go above {money.priced_text(ASK_ABOVE_MICRO)}?"
+            f"{spent} so far; all of it is likely to cost {money.priced_text(whole.expected)}, at most"
+            f" {money.priced_text(whole.most)}. Go above {money.priced_text(ASK_ABOVE_MICRO)}?"
         )
 
     def _tell_estimate(self) -> None:
@@ -389,7 +390,7 @@ class Run:
                 return
             found = done.result()
             # Twice at most: when the first price is known, and when every price is.
-            if found.most and (self._estimates == 0 or (found.whole and self._estimates == 1)):
+            if found.left and (self._estimates == 0 or (found.whole and self._estimates == 1)):
                 self._estimates = 2 if found.whole else 1
                 self._events.emit(
                     "estimate", least_micro=found.least, expected_micro=found.expected, most_micro=found.most
@@ -403,10 +404,13 @@ class Run:
             for past in queries.history(db, latencies=False)
             if past.mean_micro is not None and past.highest_micro is not None
         }
-        pending = queries.pending_kinds(db)
-        return _Estimate(
-            *accounting.estimate(pending, prices, self._settings.caps.max_price), whole=pending.keys() <= prices.keys()
+        left = queries.pending_kinds(db, on_wire=True)
+        totals = queries.totals(db)
+        least, expected, most = (
+            totals.spent + totals.at_risk + more
+            for more in accounting.estimate(left, prices, self._settings.caps.max_price)
         )
+        return _Estimate(least, expected, most, bool(left), left.keys() <= prices.keys())
 
     # Ending.
 

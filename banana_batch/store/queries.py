@@ -310,13 +310,14 @@ def ready_twins(db: sqlite3.Connection, limit: int) -> list[tuple[int, str, str,
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
-def pending_kinds(db: sqlite3.Connection) -> dict[Kind, int]:
-    """Return how many jobs of the manifest wait to be sent, by model × size."""
+def pending_kinds(db: sqlite3.Connection, *, on_wire: bool = False) -> dict[Kind, int]:
+    """Return how many jobs of the manifest wait to be sent, by model × size; `on_wire`: or are being sent."""
+    states = "('pending', 'sending')" if on_wire else "('pending')"
     return {
         Kind(row[0], row[1]): row[2]
         for row in db.execute(
             "SELECT model, image_size, count(*) FROM jobs JOIN kinds USING (kind)"
-            " WHERE state = 'pending' AND position IS NOT NULL AND twin IS NULL GROUP BY kind"
+            f" WHERE state IN {states} AND position IS NOT NULL AND twin IS NULL GROUP BY kind"
         )
     }
 
