@@ -31,8 +31,8 @@ from .parts import PartStream
 from .verify import NotWhole
 
 SMALL_BYTES = 256 * 1024  # up to here a body stays in memory
-CHUNK_BYTES = 1 << 20  # of a larger one, for each hop to the disk
-READ_BUFFER_BYTES = 256 * 1024
+CHUNK_BYTES = 256 * 1024  # of a larger one, for each hop to the disk
+READ_BUFFER_BYTES = 128 * 1024
 MAX_BYTES = 100_000_000
 MAX_REDIRECTS = 3
 CONNECT_S, IDLE_S, WALL_S = 15.0, 30.0, 600.0
@@ -204,8 +204,8 @@ async def _body(
     measured = chunked or announced is not None
     chunks, size = list[bytes](), 0
     while size <= SMALL_BYTES:
-        chunk = await response.content.readany()
-        if not chunk:
+        chunk, more = await response.content.readchunk()
+        if not chunk and not more:
             if announced is not None and size != announced:
                 return _short(size, announced)
             return Received(image, b"".join(chunks), label, measured)
@@ -235,8 +235,8 @@ async def _spill(content: aiohttp.StreamReader, stream: PartStream, chunks: list
     """Write the body to the part, at most MAX_BYTES of it; return how many bytes came, at most a chunk more."""
     size = waiting = sum(map(len, chunks))
     while size <= MAX_BYTES:
-        chunk = await content.readany()
-        if not chunk:
+        chunk, more = await content.readchunk()  # one as it came, not all joined
+        if not chunk and not more:
             break
         patience.renew()
         chunks.append(chunk)

@@ -2,12 +2,15 @@
 
 Rule 1: every failure is a value; what is raised is a bug or an output folder that can't be used.
 Rule 2: no task, no thread and no clock of its own: executors are handed in, time is the loop's.
-Rule 3: small images take one hop to the committer; large ones stream through the disk executor first.
+Rule 3: what a host says of itself (where it redirects to, what it calls its bytes) leaves here without the key: the
+        endpoint knows it, and may have told the host.
+Rule 4: small images take one hop to the committer; large ones stream through the disk executor first.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -40,6 +43,7 @@ class ImageFetcher:
         committer: Executor of COMMIT_THREADS thread.
         disk: Executor of about DISK_THREADS threads; never the same as `committer`, unless it runs inline.
         connector: Makes the sessions' connectors; a simulation hands in its own.
+        redact: Removes secrets from a text.
 
     Raises (on entering):
         OutputError: the output folder can't be used safely.
@@ -58,12 +62,14 @@ class ImageFetcher:
         proxy: str | None = None,
         ca_file: Path | None = None,
         connector: ConnectorFactory = tcp_connector,
+        redact: Callable[[str], str] = str,
     ) -> None:
         self._out = out
         self._rules = UrlRules(gateway, allow_hosts, proxied=proxy is not None)
         self._proxy = proxy
         self._ca_file = ca_file
         self._connector = connector
+        self._redact = redact
         self._commit_thread = committer
         self._disk = disk
 
@@ -94,6 +100,12 @@ class ImageFetcher:
         Raises:
             OutputError: the image's stem is no file name below `images/`.
         """
+        outcome = await self._fetch(image)
+        if isinstance(outcome, FetchFailed):
+            return replace(outcome, message=self._redact(outcome.message))
+        return replace(outcome, warning=self._redact(outcome.warning)) if outcome.warning else outcome
+
+    async def _fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
         try:
             received = await self._downloader.receive(image, self._disk, self._folders)
         except PartFailed as broken:

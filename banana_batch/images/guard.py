@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from yarl import URL
 
@@ -28,7 +28,9 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _UNSAFE_V6 = tuple(IPv6Network(text) for text in ("2001::/32", "2002::/16", "3fff::/20"))
 _NAT64 = IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")  # RFC 8215
-_RELAY_6TO4 = (int(IPv4Address("192.88.99.0")), 0xFFFFFF00)
+# Of IPv4: 6to4 relays; protocol assignments, where a cloud keeps its metadata (192.0.0.192); Azure's own service for
+# each machine, which has a public number.
+_UNSAFE_V4 = tuple(IPv4Network(text) for text in ("192.88.99.0/24", "192.0.0.0/24", "168.63.129.16/32"))
 
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?", re.ASCII)
 # What is sent as it stands, so that a signed url keeps its signature.
@@ -83,7 +85,7 @@ def is_public(address: str) -> bool:
         if inner is None:
             return ip in _GLOBAL_UNICAST and ip.is_global and not any(ip in network for network in _UNSAFE_V6)
         ip = inner
-    return ip.is_global and not ip.is_multicast and int(ip) & _RELAY_6TO4[1] != _RELAY_6TO4[0]
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _UNSAFE_V4)
 
 
 def _inner_v4(ip: IPv6Address) -> IPv4Address | None:

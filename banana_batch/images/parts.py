@@ -9,10 +9,10 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from io import FileIO
+from io import BufferedIOBase
 from typing import TYPE_CHECKING, TypeVar
 
 from aiofiles.threadpool import wrap
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+MAX_VECTOR = 256  # buffers a call; systems take 1,024
+
 
 class PartFailed(Exception):
     """The local disk did not take the bytes of a part. No OSError, as the network's errors are those too."""
@@ -35,7 +37,7 @@ class PartFailed(Exception):
         self.failure = failure
 
 
-class StreamedPart(FileIO):
+class StreamedPart(BufferedIOBase):
     """The file itself. Every method blocks and belongs on the disk executor.
 
     Attributes:
@@ -45,7 +47,7 @@ class StreamedPart(FileIO):
     """
 
     def __init__(self, folders: Folders, index: int) -> None:
-        super().__init__(create_part(folders.images, index), "r+b")
+        self._fd = create_part(folders.images, index)
         self._folders = folders
         self._index = index
         self._hash = hashlib.sha256()
@@ -54,18 +56,28 @@ class StreamedPart(FileIO):
         self.finding: Whole | NotWhole = NotWhole("not examined")
         self.written = 0
 
-    def write(self, data: "ReadableBuffer", /) -> int:
-        """Write and hash all of it.
+    def writelines(self, chunks: Iterable["ReadableBuffer"], /) -> None:
+        """Write and hash the chunks as they are: no copy is made to join them.
 
         Raises:
             OSError: the disk is full or broken.
         """
         with self._busy:
-            write_all(self.fileno(), data)
-            self._hash.update(data)
-            size = memoryview(data).nbytes
-            self.written += size
-            return size
+            views = [memoryview(chunk) for chunk in chunks]
+            for start in range(0, len(views), MAX_VECTOR):
+                group = views[start : start + MAX_VECTOR]
+                written = os.writev(self._fd, group)
+                if written < sum(view.nbytes for view in group):
+                    write_all(self._fd, b"".join(group)[written:])  # so that the next call names the reason
+            for view in views:
+                self._hash.update(view)
+                self.written += view.nbytes
+
+    def close(self) -> None:
+        """Close the descriptor, once."""
+        if not self.closed:
+            super().close()
+            os.close(self._fd)
 
     def seal(self) -> None:
         """Examine and sync what was written, and close.
@@ -74,8 +86,8 @@ class StreamedPart(FileIO):
             OSError: the disk is full or broken.
         """
         with self._busy:
-            self.finding = examine(FileSource(self.fileno(), self.written))
-            os.fsync(self.fileno())
+            self.finding = examine(FileSource(self._fd, self.written))
+            os.fsync(self._fd)
             self.sha256 = self._hash.hexdigest()
             self.close()
 
@@ -103,7 +115,7 @@ class PartStream:
         """Append, in one hop."""
         part = await self._opened()
         try:
-            await wrap(part, loop=asyncio.get_running_loop(), executor=self._disk).write(b"".join(chunks))
+            await wrap(part, loop=asyncio.get_running_loop(), executor=self._disk).writelines(chunks)
         except OSError as failure:
             raise PartFailed(failure) from None
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 MAX_PIXELS = 200_000_000
 MAX_PARTS = 1_000_000  # chunks, segments or blocks; no encoder comes near, an attack would take minutes
-WINDOW_BYTES = 1 << 20
+WINDOW_BYTES = 1 << 18
 
 _TEXT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*[<{\[]")
 _JPEG_NEXT = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # a marker in entropy-coded data

@@ -275,7 +275,7 @@ async def test_a_cancelled_commit_goes_on_and_is_adopted(tmp_path: Path) -> None
     assert adopted.sha256 == hashlib.sha256(PNG).hexdigest()
 
 
-@pytest.mark.parametrize("step", ["open", "write", "fsync"])
+@pytest.mark.parametrize("step", ["open", "writev", "fsync"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 async def test_a_disk_that_fails_under_a_stream_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int

@@ -372,7 +372,7 @@ def test_a_streamed_part_is_named_like_a_small_one(commit: Commit, opened: Folde
     body = png(fill=1 << 20)
     part = StreamedPart(opened, 1)
     for at in range(0, len(body), 300_000):
-        part.write(body[at : at + 300_000])
+        part.writelines([body[at : at + 100_000], body[at + 100_000 : at + 300_000]])
     part.seal()
     [stored] = commit(Received(paid(), part, None, measured=True))
     assert isinstance(stored, StoredImage)
@@ -383,7 +383,7 @@ def test_a_streamed_part_is_named_like_a_small_one(commit: Commit, opened: Folde
 def test_a_damaged_streamed_part_is_removed(commit: Commit, opened: Folders, tmp_path: Path) -> None:
     """Nothing of it stays, the first time."""
     part = StreamedPart(opened, 1)
-    part.write(PNG[:-5])
+    part.writelines([PNG[:-5]])
     part.seal()
     assert isinstance(commit(Received(paid(), part, None, measured=True))[0], FetchFailed)
     assert everything(tmp_path) == set()
@@ -395,9 +395,14 @@ def test_short_writes_are_followed_up(opened: Folders, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:7])))
     os.close(files.write_part(opened.images, 1, PNG))
     assert (tmp_path / "images/.1.part").read_bytes() == PNG
+    monkeypatch.setattr(os, "writev", lambda fd, group: real(fd, bytes(group[0][:3])))
+    part = StreamedPart(opened, 2)
+    part.writelines([PNG[:10]] + [PNG[at : at + 1] for at in range(10, len(PNG))])
+    part.seal()
+    assert (tmp_path / "images/.2.part").read_bytes() == PNG
     monkeypatch.setattr(os, "write", lambda _fd, _data: 0)
     with pytest.raises(OSError, match="Input/output"):
-        files.write_part(opened.images, 2, PNG)
+        files.write_part(opened.images, 3, PNG)
 
 
 def test_an_output_folder_that_anybody_may_change_is_refused(tmp_path: Path) -> None:
