@@ -148,6 +148,12 @@ async def send(shared: Sending, job: QueuedJob, held: Reserve) -> PaidImage | No
         attempt = await shared.store.begin(job, held)
     finally:
         shared.undurable -= held.micro
+    if shared.stops:
+        # Stopped while its row was written: not a byte has left, and none may.
+        shared.feed.closed()
+        shared.pacer.withdraw()
+        await shared.store.settle(attempt, job, _cut_off(SendTrace()))
+        return None
     shared.on_wire[attempt] = held.micro
     shared.events.emit("sent", index=job.index, id=job.id, attempt=attempt, kind=str(job.kind), resend=job.resend)
     trace = SendTrace()
