@@ -3,7 +3,6 @@
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,6 @@ SENDS = {"not_now": 2, "failed": 2, "server_failed": 3, "overloaded": 3}
 UNCOUNTED = {"rate_limited", "queue_full"}
 DOUBTS = {row.verdict.name for row in classify.ROWS if row.verdict.outcome is Outcome.IN_DOUBT}
 REFUSED = {"bad_request", "request_refused", "content_refused", "reference_changed"}
-
-
-@pytest.fixture
-def out() -> Iterator[Path]:
-    """Give a folder for a batch."""
-    with whole_runs.scratch() as folder:
-        yield folder / "out"
 
 
 @dataclass(frozen=True)
