@@ -1,15 +1,24 @@
-"""The clock of the running event loop, so that a simulated night runs on the loop's virtual time."""
+"""The clock of the run's event loop, so that a simulated night runs on the loop's virtual time."""
 
 import asyncio
 import time
+from collections.abc import Callable
 
 
 class SystemClock:
-    """Implements ports.Clock."""
+    """Implements ports.Clock. One for each run: it keeps to the loop in which it was first asked."""
+
+    def __init__(self) -> None:
+        self._loop_time: Callable[[], float] | None = None
 
     def monotonic_s(self) -> float:
-        """Return the running loop's time, seconds: it never jumps."""
-        return asyncio.get_running_loop().time()
+        """Return the loop's time, seconds: it never jumps. Any thread may ask, once the loop's own has.
+
+        The progress bar draws on a thread without a loop (tests/acceptance/test_terminal.py).
+        """
+        if self._loop_time is None:
+            self._loop_time = asyncio.get_running_loop().time
+        return self._loop_time()
 
     def wall_us(self) -> int:
         """Return microseconds since the epoch, UTC."""
