@@ -52,8 +52,8 @@ def exit_code(stops: list[Stop], jobs: Mapping[JobState, int], *, limited: bool)
     codes = {stop.exit for stop in stops}
     left = jobs[JobState.PENDING] + jobs[JobState.SENDING]
     if not left:
-        # A budget or a signal that left nothing undone did not change the outcome.
-        codes -= {Exit.BUDGET, Exit.STOPPED, Exit.OUT_OF_CREDITS}
+        # A budget, a signal or an outage that left nothing undone did not change the outcome.
+        codes -= {Exit.BUDGET, Exit.STOPPED, Exit.OUT_OF_CREDITS, Exit.UNAVAILABLE}
     elif not limited and not codes:
         codes.add(Exit.STOPPED)
     if jobs[JobState.PAID]:
