@@ -5,7 +5,6 @@ import contextlib
 import os
 import resource
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +22,10 @@ from banana_batch.report.tally import Tally
 from banana_batch.settings import Settings
 
 from . import outcome
+from .hook import on_finish
 from .options import with_settings
 from .plan import plan_json, plan_text
 from .terminal import Terminal, signals
-
-_HOOK_TIMEOUT_S = 300.0
 
 Manifests = Annotated[
     list[str], typer.Argument(metavar="MANIFEST...", help="Prompt files, patterns, or - for standard input")
@@ -123,12 +121,15 @@ def finish(work: Work, told: Told) -> int:
     assert view is not None
     try:
         account = asyncio.run(_with_signals(task, view))
+    except BananaError as failed:
+        view.close()
+        on_finish(settings.on_finish, outcome.failed_summary(failed.exit, work.out, settings.budget), work.out)
+        raise
     finally:
         view.close()
     _tell(account, settings)
     told.code = account.exit
-    if settings.on_finish:
-        _hook(settings.on_finish, account)
+    on_finish(settings.on_finish, accounting.summary_of(account), work.out)
     return account.exit
 
 
@@ -142,22 +143,6 @@ def _tell(account: Account, settings: Settings) -> None:
         outcome.print_json(accounting.summary_of(account))
     elif not settings.quiet:
         outcome.say(terminal_text(account))
-
-
-def _hook(command: str, account: Account) -> None:
-    """Run the user's command with the summary on its standard input; what becomes of it changes nothing here."""
-    import json
-
-    try:
-        done = subprocess.run(  # noqa: S602  # the user's own command line, by design
-            command, shell=True, input=json.dumps(accounting.summary_of(account)).encode(), check=False,
-            timeout=_HOOK_TIMEOUT_S,
-        )  # fmt: skip
-        problem = f"ended with {done.returncode}" if done.returncode else None
-    except (OSError, subprocess.TimeoutExpired) as failed:
-        problem = f"failed: {failed}"
-    if problem:
-        outcome.complain(BananaError(f"--on-finish {problem}; the run itself ended with {int(account.exit)}"))
 
 
 def _stdin() -> BinaryIO:

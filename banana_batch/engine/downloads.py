@@ -22,6 +22,7 @@ from .waiting import Waiters
 
 BACKLOG_LIMIT = 20  # contract: past 20 waiting urls, new paid calls pause
 BACKLOG = "backlog"
+OUTAGE = 5  # fetches that fail in a row: the host's trouble, not the images'
 READY_LIMIT = 1000  # a host that is slow, not down: what waits stays bounded
 GONE_LIMIT = 3  # safety.md, section 2: buying on would lose more
 _GONE_HINT = "run sooner after a stop: urls expire; look at the account before going on"
@@ -50,6 +51,7 @@ class Downloads:
         self._rng = rng
         self._on_stop = on_stop
         self._gone = 0
+        self._failed_in_row = 0
         self._ready: deque[PaidImage] = deque()
         self._due: list[tuple[float, int, PaidImage]] = []
         self._order = count()
@@ -93,13 +95,20 @@ class Downloads:
                 await self._fetch(image)
             except BananaError as failed:
                 self._on_stop(Stop(failed.exit, str(failed), failed.hint or ""))
-                self._due.clear()
-                self._ready.clear()
-                self._earlier_left = False
+                self._give_up()
+            except Exception as failed:  # noqa: BLE001  # a bug must not cancel other people's paid calls
+                self._on_stop(Stop(Exit.BUG, f"a bug here: {type(failed).__name__}: {failed}", "please report it"))
+                self._give_up()
             finally:
                 self._fetching -= 1
             self._balance()
         self._waiters.wake_all()
+
+    def _give_up(self) -> None:
+        """Leave everything to the next run."""
+        self._due.clear()
+        self._ready.clear()
+        self._earlier_left = False
 
     async def _fetch(self, image: PaidImage) -> None:
         result = await self._images.fetch(image)
@@ -108,13 +117,15 @@ class Downloads:
             return
         await self._store.finish(image.index, result)
         self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
-        if self._due:
+        outage, self._failed_in_row = self._failed_in_row >= OUTAGE, 0
+        if outage and self._due:
             # The host is back: what waited goes first.
             self._ready.extendleft(entry[2] for entry in sorted(self._due, reverse=True))
             self._due.clear()
             self._waiters.wake_all()
 
     async def _failed(self, image: PaidImage, failure: FetchFailed) -> None:
+        self._failed_in_row += 1
         over = self._closing_at_s is not None and self._clock.monotonic_s() >= self._closing_at_s
         lost = failure.lost or (failure.gone and image.failed_earlier and over)
         await self._store.unfetched(image.index, failure, lost)

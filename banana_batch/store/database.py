@@ -15,6 +15,8 @@ from pathlib import Path
 
 from banana_batch.errors import DiskError, ManifestError, OutputError, SettingsError
 
+from .mounts import remote_kind
+
 STATE_NAME = "state.sqlite3"
 IMAGES_NAME = "images"
 APPLICATION_ID = 0x42414E42
@@ -203,6 +205,12 @@ def _uri_path(path: Path) -> str:
 
 
 def _make_durable(db: sqlite3.Connection, out: Path) -> None:
+    remote = remote_kind(out)
+    if remote is not None:
+        raise SettingsError(
+            f"{out}: lies on {remote}, another machine's disk, where a state file can't be kept safely",
+            "choose an output folder on a local disk: -o DIR",
+        )
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     db.execute("PRAGMA synchronous = FULL")
     level = db.execute("PRAGMA synchronous").fetchone()[0]

@@ -122,7 +122,18 @@ class StateStore:
             _move(db, job.index, JobState.PENDING, Event.SEND, "attempts = attempts + 1, attempt = ?", attempt)
             return int(attempt or 0)
 
-        return await self.do(write)  # type: ignore[no-any-return]
+        written = self.do(write)
+        try:
+            return await asyncio.shield(written)  # type: ignore[no-any-return]
+        except asyncio.CancelledError:
+            # The row will be durable, its request never sent: said in the group after it.
+            written.add_done_callback(lambda ended: self._take_back(ended, job))
+            raise
+
+    def _take_back(self, begun: "asyncio.Future[int]", job: QueuedJob) -> None:
+        if not begun.cancelled() and begun.exception() is None:
+            attempt = begun.result()
+            self.do(lambda db: _settle_unsent(db, attempt, job.index))
 
     async def settle(self, attempt: int, job: QueuedJob, settled: Settled) -> PaidImage | None:
         """See ports.Store."""
@@ -302,6 +313,11 @@ def _move(db: sqlite3.Connection, index: int, was: JobState, event: Event, also:
     ).rowcount
     if changed != 1:
         raise sqlite3.IntegrityError(f"job {index} is not {was}")
+
+
+def _settle_unsent(db: sqlite3.Connection, attempt: int, index: int) -> None:
+    _close(db, attempt, Settled(Event.NOT_SENT, Settlement.NOT_SENT, "stopped", "stopped before it was sent"))
+    _move(db, index, JobState.SENDING, Event.NOT_SENT)
 
 
 def _close(db: sqlite3.Connection, attempt: int, settled: Settled) -> None:
