@@ -38,6 +38,7 @@ _URGENT = frozenset({"stop", "gave_up"})
 _CHATTER = frozenset({"run_started", "estimate", "throttled"})
 _BAR_FORMAT = "{n_fmt}/{total_fmt} {percentage:3.0f}% {bar} {desc}"
 LEAST_BAR = 10
+_LINES = 20
 
 
 class Progress:
@@ -171,7 +172,9 @@ class Progress:
         self._drawn_s = now_s
         self._bar.n = self._tally.done_before + self._tally.settled
         self._bar.total = max(self._tally.done_before + self._tally.todo, self._bar.n)
-        self._bar.set_description_str(fitting(self._tally, self._stream.columns()), refresh=True)
+        columns = self._stream.columns()
+        self._bar.ncols = columns - 1
+        self._bar.set_description_str(fitting(self._tally, columns), refresh=True)
         if self._ended:
             self._bar.close()
             self._draws = False
@@ -230,6 +233,9 @@ def _new_bar(stream: Stream, tally: Tally) -> "tqdm[Any]":
         initial=tally.done_before,
         total=max(1, tally.done_before + tally.todo),
         bar_format=_BAR_FORMAT,
-        dynamic_ncols=True,
+        ncols=stream.columns() - 1,
+        # Said, not asked for: on a terminal that does not know its height (a serial console, a container) tqdm finds
+        # 0 lines and draws nothing. tests/acceptance/test_terminal.py
+        nrows=_LINES,
         mininterval=0,
     )
