@@ -124,7 +124,7 @@ class StateStore:
 
         written = self.do(write)
         try:
-            return await asyncio.shield(written)  # type: ignore[no-any-return]
+            return await asyncio.shield(written)
         except asyncio.CancelledError:
             # The row will be durable, its request never sent: said in the group after it.
             written.add_done_callback(lambda ended: self._take_back(ended, job))
