@@ -190,3 +190,19 @@ def test_numbers_in_a_matrix_and_its_constants_become_columns(plan: Plan) -> Non
     assert planned.prompts == ["1 x", "1 x", "2.5 x", "2.5 x"]
     assert [request["image_size"] for request in planned.requests] == ["1K", "2K", "1K", "2K"]
     assert planned.jobs[0].meta == '{"n":1,"m":"x"}'
+
+
+def test_an_id_that_cannot_be_made_is_told(plan: Plan) -> None:
+    """A template for ids is held to the rules of ids, and to the columns there are."""
+    assert [problem.field for problem in plan("a.toml", "[matrix]\nprompt='p'\nid='{b}'\na=['x']\n").problems] == ["id"]
+    assert plan("b.toml", "[matrix]\nprompt='p'\nid='{a}'\na=['x~']\n").told == [
+        "1: id: x~ → a text without ~, which marks copies (x~2)"
+    ]
+
+
+@pytest.mark.parametrize("content", ["a = " + "[" * 100_000, "a = " + "9" * 5_000, "a = '" + "x" * (17 << 20) + "'"])
+def test_a_job_file_that_breaks_parsers_is_refused(plan: Plan, content: str) -> None:
+    """Too deep, too long a number, too large."""
+    with pytest.raises(ManifestError) as refused:
+        plan("a.toml", content)
+    assert len(str(refused.value.problems[0])) < 250

@@ -146,6 +146,34 @@ def test_a_bad_setting_is_told_before_anything_is_read(tmp_path: Path) -> None:
         plan_files(["a.txt"], tmp_path, model="gemini-9")
 
 
+def test_a_manifest_that_vanishes_is_told(tmp_path: Path) -> None:
+    """Found, and gone when it is read or hashed: 66."""
+    (tmp_path / "a.txt").write_text("a\n")
+    manifests = open_manifests(["a.txt"], Settings(), tmp_path, BytesIO())
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(InputMissing, match=r"a\.txt: No such file"):
+        list(manifests.jobs([], []))
+    with pytest.raises(InputMissing, match=r"a\.txt: No such file"):
+        manifests.fingerprint()
+
+
+def test_a_file_of_many_layouts_and_combinations_is_planned_at_bounded_memory(tmp_path: Path) -> None:
+    """What is remembered is forgotten in time; the rows come out right all the same."""
+    rows = [{"prompt": "p", f"k{number}": 1} for number in range(5_000)]
+    rows += [{"prompt": "p", "model": f"m{number}"} for number in range(5_000)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    planned = plan_files(["a.jsonl"], tmp_path, allow_unknown_model=True)
+    assert planned.problems == []
+    assert [job.line for job in planned.jobs] == list(range(1, 10_001))
+    assert planned.requests[-1]["model"] == "m4999"
+
+
+def test_options_of_the_job_files_are_known_once_the_manifests_are_open(tmp_path: Path) -> None:
+    """The same as before there were settings."""
+    (tmp_path / "a.toml").write_text("[run]\nrpm = 3\n[[jobs]]\nprompt = 'a'\n")
+    assert plan_files(["a.toml"], tmp_path).manifests.run_settings == {"rpm": 3}
+
+
 _MEASURE = """
 import resource, sys
 from io import BytesIO

@@ -212,6 +212,18 @@ def test_a_copy_of_a_row_has_an_id_and_a_name_of_its_own(plan: Plan) -> None:
     assert len({job.key for job in planned.jobs}) == 1
 
 
+def test_a_whole_number_of_copies_may_look_like_a_fraction(plan: Plan) -> None:
+    """Notebooks write 2.0 for a column with gaps."""
+    assert len(_row(plan, copies=2.0).jobs) == len(_row(plan, copies="2.0").jobs) == 2
+
+
+def test_a_prompt_of_spaces_that_a_template_makes_is_told(plan: Plan) -> None:
+    """A column may hold spaces alone."""
+    assert plan("a.csv", "a,b\n ,x\n", prompt="{a}").told == [
+        "2: prompt: only spaces → any text with a character that is not space"
+    ]
+
+
 def test_a_numeric_id_is_its_digits(plan: Plan) -> None:
     """Notebooks write 17 where a sheet writes "17"."""
     assert _row(plan, id=17).jobs[0].id == "17"
