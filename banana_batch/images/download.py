@@ -21,7 +21,7 @@ import aiohttp
 from banana_batch import __version__
 from banana_batch.errors import SettingsError
 from banana_batch.models import FetchFailed, PaidImage
-from banana_batch.text import bytes_text, printable
+from banana_batch.text import bytes_text
 
 from . import classify
 from .committer import Received
@@ -33,6 +33,7 @@ from .verify import NotWhole
 SMALL_BYTES = 256 * 1024  # up to here a body stays in memory
 CHUNK_BYTES = 256 * 1024  # of a larger one, for each hop to the disk
 READ_BUFFER_BYTES = 128 * 1024
+MAX_PIECES = 1024  # of a body, waiting to be written
 MAX_BYTES = 100_000_000
 MAX_REDIRECTS = 3
 CONNECT_S, IDLE_S, WALL_S = 15.0, 30.0, 600.0
@@ -170,7 +171,8 @@ def _refusal(response: aiohttp.ClientResponse) -> FetchFailed | None:
         return classify.by_status(response.status)
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("", "identity"):
-        return classify.WRONG_TYPE.failed(f"an encoded body ({printable(encoding, 40)}), not asked for")
+        # Its name is the host's text, and never shown: cut short it could hold half a key.
+        return classify.WRONG_TYPE.failed("an encoded body, not asked for")
     return None
 
 
@@ -204,17 +206,17 @@ async def _body(
     measured = chunked or announced is not None
     chunks, size = list[bytes](), 0
     while size <= SMALL_BYTES:
-        chunk, more = await response.content.readchunk()
-        if not chunk and not more:
+        chunk = await _next(response.content, chunked=chunked)
+        if not chunk:
             if announced is not None and size != announced:
                 return _short(size, announced)
             return Received(image, b"".join(chunks), label, measured)
         patience.renew()
-        chunks.append(chunk)
+        _keep(chunks, chunk)
         size += len(chunk)
     sealed = False
     try:
-        size = await _spill(response.content, stream, chunks, patience)
+        size = await _spill(response.content, stream, chunks, patience, chunked=chunked)
         if announced is not None and size < min(announced, MAX_BYTES):
             return _short(size, announced)
         part = await stream.seal()
@@ -231,15 +233,32 @@ def _short(size: int, announced: int) -> FetchFailed:
     return classify.SHORT.failed(f"{size:,} of {announced:,} bytes came")
 
 
-async def _spill(content: aiohttp.StreamReader, stream: PartStream, chunks: list[bytes], patience: Patience) -> int:
+async def _next(content: aiohttp.StreamReader, *, chunked: bool) -> bytes:
+    """Return what came, nothing at the end."""
+    if chunked:
+        # Joined: a host that sends chunks of a byte each would have hundreds of thousands of objects held for it.
+        return await content.readany()
+    return (await content.readchunk())[0]  # one as it came, not all joined
+
+
+def _keep(chunks: list[bytes], chunk: bytes) -> None:
+    """Append a piece; few are ever kept, however small they come."""
+    chunks.append(chunk)
+    if len(chunks) > MAX_PIECES:
+        chunks[:] = [b"".join(chunks)]
+
+
+async def _spill(
+    content: aiohttp.StreamReader, stream: PartStream, chunks: list[bytes], patience: Patience, *, chunked: bool
+) -> int:
     """Write the body to the part, at most MAX_BYTES of it; return how many bytes came, at most a chunk more."""
     size = waiting = sum(map(len, chunks))
     while size <= MAX_BYTES:
-        chunk, more = await content.readchunk()  # one as it came, not all joined
-        if not chunk and not more:
+        chunk = await _next(content, chunked=chunked)
+        if not chunk:
             break
         patience.renew()
-        chunks.append(chunk)
+        _keep(chunks, chunk)
         size += len(chunk)
         waiting += len(chunk)
         if waiting >= CHUNK_BYTES and size <= MAX_BYTES:
