@@ -198,20 +198,22 @@ class Finding(NamedTuple):
     message: str | None = None
 
 
-def classify_answer(status: int, body: bytes, *, framed: bool = True) -> Finding:
+def classify_answer(status: int, body: bytes, *, framed: bool = True, shown: bytes | None = None) -> Finding:
     """Judge a whole answer.
 
     Args:
         status: Of the response line, never of an exception.
         body: All of it, not encoded.
         framed: Its length was announced; else an early end can't be told from a whole body by the transport.
+        shown: The start of the body as a message may quote it; None: as it is.
     """
     envelope = wire.parse(body)
+    shown = body if shown is None else shown
     if status == 200:
-        return _ok(body, envelope, framed)
+        return _ok(body, envelope, framed, shown)
     if isinstance(envelope, wire.Envelope):
         return Finding(_other(status, envelope.status == wire.FAILED), message=envelope.message)
-    return Finding(_other(status, False), message=_described(status, body))
+    return Finding(_other(status, False), message=_described(status, shown))
 
 
 def _other(status: int, failed: bool) -> Verdict:
@@ -231,9 +233,9 @@ def _described(status: int, body: bytes) -> str:
     return f"HTTP {status}: {text}" if text else f"HTTP {status} without a body"
 
 
-def _ok(body: bytes, envelope: wire.Envelope | wire.Flaw, framed: bool) -> Finding:
+def _ok(body: bytes, envelope: wire.Envelope | wire.Flaw, framed: bool, shown: bytes) -> Finding:
     if isinstance(envelope, wire.Flaw):
-        return _flawed(body, envelope, framed)
+        return _flawed(body, envelope, framed, shown)
     if envelope.status == wire.SUCCESS:
         return _succeeded(envelope)
     if envelope.status == wire.FAILED:
@@ -253,12 +255,12 @@ def _succeeded(envelope: wire.Envelope) -> Finding:
     return Finding(OK, Answer(url, credits_micro))
 
 
-def _flawed(body: bytes, flaw: wire.Flaw, framed: bool) -> Finding:
+def _flawed(body: bytes, flaw: wire.Flaw, framed: bool, shown: bytes) -> Finding:
     if flaw is wire.Flaw.AMBIGUOUS:
         return Finding(AMBIGUOUS, message=flaw.value)
     if flaw is wire.Flaw.UNKNOWN:
-        return Finding(UNKNOWN_ENVELOPE, message=f"{flaw.value}: {wire.snippet(body)}")
+        return Finding(UNKNOWN_ENVELOPE, message=f"{flaw.value}: {wire.snippet(shown)}")
     # Without an announced length, JSON that breaks off is what a cut connection looks like.
     if not framed and body.lstrip()[:1] in (b"", b"{"):
         return Finding(TRUNCATED, message="the answer ends early")
-    return Finding(NOT_JSON, message=f"{flaw.value}: {wire.snippet(body)}" if body.strip() else "an empty answer")
+    return Finding(NOT_JSON, message=f"{flaw.value}: {wire.snippet(shown)}" if body.strip() else "an empty answer")

@@ -47,7 +47,7 @@ class _TooLarge(Exception):
 class _Call:
     """What is known of one request so far."""
 
-    __slots__ = ("body", "deadline", "headers", "limit_bytes", "status", "timeout_s", "trace", "whole")
+    __slots__ = ("body", "deadline", "headers", "kept", "limit_bytes", "status", "timeout_s", "trace", "whole")
 
     def __init__(self, trace: SendTrace, timeout_s: float) -> None:
         self.trace = trace
@@ -57,6 +57,7 @@ class _Call:
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
         self.body = bytearray()
+        self.kept = b""  # its start without the key, once it has ended
         self.whole = False
 
 
@@ -169,11 +170,12 @@ class EndpointClient:
     def _answered(self, call: _Call) -> Reply:
         assert call.status is not None
         raw, headers = bytes(call.body), call.headers
+        call.kept = self._key.redact_bytes(raw, MAX_RAW_BYTES)
         if headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", ""):
             encoding = headers["Content-Encoding"]
             return self._reply(call, classify.ENCODED, message=f"Content-Encoding {encoding} was not asked for")
         framed = "Content-Length" in headers or "Transfer-Encoding" in headers
-        verdict, answer, message = classify.classify_answer(call.status, raw, framed=framed)
+        verdict, answer, message = classify.classify_answer(call.status, raw, framed=framed, shown=call.kept)
         if verdict is classify.REDIRECT:
             message = f"HTTP {call.status} to {headers.get('Location', 'nowhere')}"
         wait_s = wire.retry_after_s(headers.get("Retry-After"), headers.get("Date")) if call.status >= 400 else None
@@ -183,6 +185,7 @@ class EndpointClient:
         return self._reply(call, verdict, answer, message, wait_s)
 
     def _unanswered(self, call: _Call, failed: Exception) -> Reply:
+        call.kept = self._key.redact_bytes(bytes(call.body), MAX_RAW_BYTES)
         if isinstance(failed, _TooLarge):
             return self._reply(call, classify.TOO_LARGE, message=f"an answer above {call.limit_bytes:,} bytes")
         verdict = classify_failure(failed, call.trace.sent_at_s is not None)
@@ -202,10 +205,10 @@ class EndpointClient:
         return Reply(
             verdict=verdict,
             answer=answer,
-            message=printable(self._key.redact(message)) if message else None,
+            message=printable(self._key.redact(message[:MAX_RAW_BYTES])) if message else None,
             status=call.status,
             latency_s=None if sent_at_s is None else self._clock.monotonic_s() - sent_at_s,
-            raw=self._key.redact_bytes(bytes(call.body))[:MAX_RAW_BYTES],
+            raw=call.kept,
             retry_after_s=retry_after_s if verdict.outcome is Outcome.REFUSED_FOR_NOW else None,
         )
 

@@ -5,15 +5,12 @@ Rule 2: no option takes the key itself: command lines are public.
 """
 
 import base64
-import html
-import json
 import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import quote, quote_plus
 
 from banana_batch.errors import KeyRefused
 
@@ -25,20 +22,28 @@ MAX_KEY_BYTES = 4096
 MIN_HIDDEN_CHARS = 8
 
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
-_ASCII_ESCAPE = re.compile(rb"\\u00([2-7][0-9a-fA-F])")
+# What escaped characters start with.
+_ESCAPES = ("%", "&", "\\u00")
+_SLACK_BYTES = 4096  # longer than any key is, however it is spelled
+_ENTITIES = {"&": ("&amp;",), "<": ("&lt;",), ">": ("&gt;",), '"': ("&quot;",), "'": ("&apos;",), "/": ("&sol;",)}
 
 
 class Secret:
     """A text that shows as `***` wherever it is printed, logged or formatted."""
 
-    __slots__ = ("_forms", "_raw_forms", "_value")
+    __slots__ = ("_hints", "_pattern", "_raw_hints", "_raw_pattern", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
-        hidden = len(value) >= MIN_HIDDEN_CHARS
         # The longest first: a form that holds another one must go as a whole.
-        self._forms = sorted(set(_forms(value)), key=len, reverse=True) if hidden else []
-        self._raw_forms = [form.encode() for form in self._forms]
+        forms = sorted(set(_encoded(value)), key=len, reverse=True) if len(value) >= MIN_HIDDEN_CHARS else []
+        # Hosts and header values come back in lower case, escapes in either: case hides nothing.
+        self._pattern = re.compile("|".join([_escaped(value), *map(re.escape, forms)]), re.IGNORECASE)
+        self._raw_pattern = re.compile(self._pattern.pattern.encode(), re.IGNORECASE)
+        # The pattern takes fifty times as long as a plain search, and nearly all texts hold no secret.
+        hints = {value.lower(), *(form.lower() for form in forms), *_ESCAPES, *("\\" + char for char in _marks(value))}
+        self._hints = sorted(hints) if forms else []
+        self._raw_hints = [hint.encode() for hint in self._hints]
 
     def reveal(self) -> str:
         """Return the text itself."""
@@ -46,21 +51,18 @@ class Secret:
 
     def redact(self, text: str) -> str:
         """Return `text` with every known spelling of the secret replaced by `***`."""
-        for form in self._forms:
-            if form in text:
-                text = text.replace(form, MASK)
-        return text
+        lower = text.lower()
+        return self._pattern.sub(MASK, text) if any(hint in lower for hint in self._hints) else text
 
-    def redact_bytes(self, raw: bytes) -> bytes:
-        """The same for bytes; `\\u00xx` spellings of printable ASCII are read as what they mean."""
-        if not self._forms:
-            return raw
-        if b"\\u00" in raw:
-            raw = _ASCII_ESCAPE.sub(_unescaped, raw)
-        for form in self._raw_forms:
-            if form in raw:
-                raw = raw.replace(form, MASK.encode())
-        return raw
+    def redact_bytes(self, raw: bytes, limit: int) -> bytes:
+        """Do the same to bytes; return `limit` of them at most. No more is looked at than that takes."""
+        part = raw[: limit + _SLACK_BYTES]
+        lower = part.lower()
+        if any(hint in lower for hint in self._raw_hints):
+            part = self._raw_pattern.sub(MASK.encode(), part)
+        if len(raw) > limit + _SLACK_BYTES:
+            part = part[:-_SLACK_BYTES]  # where the cut may have split the secret
+        return part[:limit]
 
     def __repr__(self) -> str:
         return MASK
@@ -69,22 +71,29 @@ class Secret:
         raise TypeError("a secret is not pickled")
 
 
-def _unescaped(match: re.Match[bytes]) -> bytes:
-    char = bytes.fromhex(match[1].decode())
-    return match[0] if char in (b'"', b"\\") else char  # these two keep the JSON whole
+def _marks(value: str) -> set[str]:
+    return {char for char in value if not char.isalnum()}
 
 
-def _forms(value: str) -> Iterator[str]:
-    """Yield the spellings in which a server, a proxy or a log could repeat the secret."""
+def _escaped(value: str) -> str:
+    """Return a pattern of the secret with each character plain or escaped, as in urls, HTML or JSON, in any mix."""
+    return "".join(f"(?:{'|'.join(_spellings(char))})" for char in value)
+
+
+def _spellings(char: str) -> Iterator[str]:
+    code = ord(char)
+    yield re.escape(char) if char.isalnum() else rf"\\{{0,2}}{re.escape(char)}"
+    yield f"%{code:02x}"
+    yield rf"\\{{1,2}}u00{code:02x}"
+    yield f"&#0{{0,8}}{code};"
+    yield f"&#x0{{0,8}}{code:x};"
+    yield from _ENTITIES.get(char, ())
+
+
+def _encoded(value: str) -> Iterator[str]:
+    """Yield the spellings of the whole secret in which a server, a proxy or a log could repeat it."""
     raw = value.encode()
-    yield value
-    yield quote(value, safe="")
-    yield quote_plus(value)
-    yield html.escape(value)
-    yield json.dumps(value)[1:-1]
-    yield json.dumps(value)[1:-1].replace("/", "\\/")
     yield raw.hex()
-    yield raw.hex().upper()
     for offset in range(3):
         # Inside a longer text that was encoded as one, base64 has three spellings; characters that mix with the
         # neighbours are left out.

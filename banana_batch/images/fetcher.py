@@ -65,7 +65,7 @@ class ImageFetcher:
         redact: Callable[[str], str] = str,
     ) -> None:
         self._out = out
-        self._rules = UrlRules(gateway, allow_hosts, proxied=proxy is not None)
+        self._rules = UrlRules(gateway, allow_hosts, proxied=proxy is not None, redact=redact)
         self._proxy = proxy
         self._ca_file = ca_file
         self._connector = connector
@@ -114,4 +114,6 @@ class ImageFetcher:
             return classify.by_exception(failure)
         if isinstance(received, FetchFailed):
             return received
+        if received.label is not None:
+            received = replace(received, label=self._redact(received.label))
         return await self._commits.put(received)

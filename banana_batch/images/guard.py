@@ -10,7 +10,7 @@ Rule 4: a name says nothing about its address, so each connect is judged again b
 
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -22,6 +22,7 @@ from banana_batch.settings import is_loopback
 from banana_batch.text import printable
 
 HTTPS_PORT = 443
+MAX_SHOWN_CHARS = 120  # of a url in a message
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 # Python calls these global: Teredo and 6to4 carry an IPv4 address past the check, 3fff::/20 is documentation.
@@ -131,17 +132,26 @@ class UrlRules:
         gateway: `--base-url`; images may come from its origin if it is on loopback.
         allow_hosts: Each `--allow-host`.
         proxied: Connects go to a proxy, so that only the literal and the name can be judged here.
+        redact: Removes secrets from what is told of a url, before it is cut.
 
     Raises:
         UsageError: an `--allow-host` that can't be read.
     """
 
-    def __init__(self, gateway: str, allow_hosts: Iterable[str] = (), *, proxied: bool = False) -> None:
+    def __init__(
+        self,
+        gateway: str,
+        allow_hosts: Iterable[str] = (),
+        *,
+        proxied: bool = False,
+        redact: Callable[[str], str] = str,
+    ) -> None:
         origin = URL(gateway)
         near = origin.host is not None and is_loopback(origin.host)
         self._origin = (origin.scheme, _host_of(origin), origin.port) if near else None
         self._allowed = tuple(parse_allow_host(text) for text in allow_hosts)
         self._proxied = proxied
+        self._redact = redact
 
     def judge(self, text: str) -> Allowed | Blocked:
         """Decide on a url as the endpoint named it: any text at all."""
@@ -149,7 +159,7 @@ class UrlRules:
         try:
             return self._judge(URL(stripped, encoded=_VERBATIM.fullmatch(stripped) is not None))
         except ValueError:
-            return Blocked(f"{printable(text, 120)!r} is no url")
+            return Blocked(f"{self._shown(text)} is no url")
 
     def judge_redirect(self, from_url: URL, location: str) -> Allowed | Blocked:
         """Decide on the next hop; `location` may be relative."""
@@ -157,24 +167,27 @@ class UrlRules:
             target = URL(location, encoded=_VERBATIM.fullmatch(location) is not None)
             return self._judge(target if target.absolute else from_url.join(target))
         except ValueError:
-            return Blocked(f"it redirects to {printable(location, 120)!r}, which is no url")
+            return Blocked(f"it redirects to {self._shown(location)}, which is no url")
 
     def _judge(self, url: URL) -> Allowed | Blocked:
         host = _host_of(url)
         fault = _malformed(url, host)
         if host is None or fault is not None:
-            return Blocked(f"{printable(str(url), 120)!r} {fault}")
+            return Blocked(f"{self._shown(str(url))} {fault}")
         origin = (url.scheme, host, url.port)
         if origin == self._origin:
             return Allowed(url, guarded=False)
         if url.scheme != "https":
-            return Blocked(f"{printable(str(url), 120)!r} is not https")
+            return Blocked(f"{self._shown(str(url))} is not https")
         if any(rule.host == host and rule.port in (None, url.port) for rule in self._allowed):
             return Allowed(url, guarded=False)
         fault = self._unfit(host, url.port)
         if fault is None:
             return Allowed(url, guarded=True)
-        return Blocked(f"{printable(str(url), 120)!r} {fault}", allow_text(host, url.port))
+        return Blocked(f"{self._shown(str(url))} {fault}", self._redact(allow_text(host, url.port)))
+
+    def _shown(self, url: str) -> str:
+        return repr(printable(self._redact(url), MAX_SHOWN_CHARS))
 
     def _unfit(self, host: str, port: int | None) -> str | None:
         """Return why a host that nobody vouches for may not be asked; None if it may."""

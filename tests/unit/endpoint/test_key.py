@@ -91,13 +91,37 @@ def test_one_line_end_is_not_part_of_the_key(tmp_path: Path, end: str) -> None:
 def test_a_key_is_hidden_wherever_it_stands(key: str, before: bytes, after: bytes) -> None:
     """Plain or inside of base64, at any offset: what is left does not give it back."""
     secret = Secret(key)
-    assert key.encode() not in secret.redact_bytes(before + key.encode() + after) or key in "***"
+    assert key.encode() not in secret.redact_bytes(before + key.encode() + after, 999) or key in "***"
     encoded = base64.b64encode(before + key.encode() + after).decode()
     assert secret.redact(encoded) != encoded
-    assert secret.redact_bytes(encoded.encode()) != encoded.encode()
+    assert secret.redact_bytes(encoded.encode(), 999) != encoded.encode()
+
+
+@pytest.mark.parametrize("before", range(90, 105))
+def test_a_cut_never_shows_half_a_key(before: int) -> None:
+    """What is kept of a long answer ends before a key that its end would split, however short the masks make it."""
+    secret = Secret(KEY)
+    for start in (b" " * before, (KEY.encode() + b" ") * 40 + b" " * before):
+        kept = secret.redact_bytes(start + KEY.encode() + b" " * 9000, 100)
+        assert len(kept) <= 100
+        assert KEY[:4].encode() not in kept
+
+
+@given(st.lists(st.sampled_from(range(7)), min_size=len(KEY), max_size=len(KEY)))
+def test_a_key_is_hidden_in_any_mix_of_escapes(kinds: list[int]) -> None:
+    """Each character as it is or escaped as in urls, JSON or HTML, in either case."""
+    spelled = "".join(_spelled(char, kind) for char, kind in zip(KEY, kinds, strict=True))
+    assert Secret(KEY).redact(f"a {spelled} b") == "a *** b"
+    assert Secret(KEY).redact_bytes(f"a {spelled} b".encode(), 9999) == b"a *** b"
+
+
+def _spelled(char: str, kind: int) -> str:
+    code = ord(char)
+    upper = char.upper()
+    return (char, upper, f"%{code:02X}", f"\\u00{code:02x}", f"&#{code};", f"&#x00{code:X};", f"%{code:02x}")[kind]
 
 
 def test_a_short_key_spoils_no_text() -> None:
     """Hiding a key such as `test` would change every `latest` and protect nothing."""
     assert Secret("test").redact("the latest") == "the latest"
-    assert Secret("test").redact_bytes(b"the latest") == b"the latest"
+    assert Secret("test").redact_bytes(b"the latest", 99) == b"the latest"
