@@ -4,20 +4,23 @@ Rule 1: what is run is the package that these tests import, wherever it lies.
 Rule 2: every wait has a bound; a process that outlives it is ended by its pid, and the test fails.
 """
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import banana_batch
 from banana_batch import money
+from banana_batch.cli import app
 from banana_batch.sandbox.charges import Charge, read_charges
 
 PACKAGE = Path(banana_batch.__file__).parent
@@ -93,6 +96,33 @@ def command(
         check=False,
     )
     return Ended(done.returncode, done.stdout.decode(), done.stderr.decode(), time.monotonic() - began_s)
+
+
+def here(*arguments: str | Path) -> Ended:
+    """Run a command that only looks, in this process and its working folder: a start costs more than the look.
+
+    What is printed goes to the descriptors themselves, so they are turned to files meanwhile. One at a time.
+    """
+    began_s = time.monotonic()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, _turned(1, out), _turned(2, err):
+        with redirect_stdout(io.StringIO()) as helped:
+            code = app.main([str(argument) for argument in arguments])
+        os.write(1, helped.getvalue().encode())
+        out.seek(0)
+        err.seek(0)
+        said, told = out.read().decode(), err.read().decode()
+    return Ended(code, said, told, time.monotonic() - began_s)
+
+
+@contextmanager
+def _turned(descriptor: int, file: IO[bytes]) -> Iterator[None]:
+    kept = os.dup(descriptor)
+    os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from .command import ARGV, JOBS, Ended, charges, command, credits_of, environment, results, tree
+from .command import ARGV, JOBS, Ended, charges, command, credits_of, environment, here, results, tree
 
 KEYS = [
     "id",
@@ -45,9 +45,6 @@ KEYS = [
 ]
 LOOKS = {
     "status": ["status", "out", "--json"],
-    "ledger run": ["ledger", "out", "--json", "--by", "run"],
-    "ledger day": ["ledger", "out", "--json", "--by", "day"],
-    "ledger model": ["ledger", "out", "--json", "--by", "model"],
     "ledger size": ["ledger", "out", "--json", "--by", "size"],
     "jsonl": ["export", "out", "--format", "jsonl"],
     "csv": ["export", "out", "--format", "csv"],
@@ -124,7 +121,7 @@ def test_the_ledger_is_the_charge_log(demo: Demo) -> None:
     charged = credits_of(charges(demo.out))
     assert demo.first.summary["credits"]["spent"] == charged
     for by in ("run", "day", "model", "size"):
-        ledger = demo.look(f"ledger {by}").object
+        ledger = here("ledger", demo.out, "--json", "--by", by).object
         assert list(ledger) == ["spent", "at_risk", "wasted", "rows"]
         assert (ledger["spent"], ledger["at_risk"], ledger["wasted"]) == (charged, "0", "0")
         assert all(list(row) == ["key", "attempts", "spent", "at_risk", "wasted"] for row in ledger["rows"])

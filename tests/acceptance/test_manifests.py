@@ -6,9 +6,10 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from .command import JOBS, charges, command, credits_of, results, tree
+from .command import JOBS, charges, command, credits_of, here, results, tree
 
 PROMPTS = ["a cup of tea", 'a sign that says "open"', "an äpfel tree", "a, b and c"]
 
@@ -41,9 +42,10 @@ def test_standard_input_is_a_manifest(tmp_path: Path) -> None:
     assert [row["prompt"] for row in results(tmp_path / "out")] == ["one", "two"]
 
 
-def test_standard_input_without_a_format_is_a_usage_error(tmp_path: Path) -> None:
+def test_standard_input_without_a_format_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`-` alone says nothing of what it holds: 64, and no folder."""
-    assert command("run", "-", "--sandbox", "-o", "out", cwd=tmp_path, stdin=b"one\n").code == 64
+    monkeypatch.chdir(tmp_path)
+    assert here("run", "-", "--sandbox", "-o", "out").code == 64
     assert tree(tmp_path) == set()
 
 
@@ -57,11 +59,12 @@ who,Nano Papaya,1K,1:1
 """
 
 
-def test_every_bad_row_is_told_at_once(tmp_path: Path) -> None:
+def test_every_bad_row_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`plan`, `run -n` and `run` name file, line, field, what was found and what is allowed of all of them; 65."""
     (tmp_path / "bad.csv").write_text(BAD)
+    monkeypatch.chdir(tmp_path)
     for arguments in (["plan", "bad.csv"], ["run", "bad.csv", "-n"], ["run", "bad.csv", "--sandbox"]):
-        ended = command(*arguments, cwd=tmp_path)
+        ended = here(*arguments)
         assert ended.code == 65
         told = [line for line in ended.err.splitlines() if line.startswith("bad.csv:")]
         assert [line.split(" ")[:2] for line in told] == [

@@ -1,0 +1,198 @@
+"""Three in the morning: wrong folders, missing files, no environment, descriptors that are closed or stuck."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .command import ARGV, KEY, PACKAGE, charges, command, environment, here, results, tree, until
+from .peer import serving
+
+TWO = "prompt,model\na,Nano Banana\nb,Nano Banana\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "two.csv").write_text(TWO)
+    return tmp_path
+
+
+def test_images_without_a_state_are_not_paid_for_again(folder: Path) -> None:
+    """A folder with images whose state file is gone: refused with 65, nothing sent, nothing touched."""
+    images = folder / "out" / "images"
+    images.mkdir(parents=True)
+    (images / "00001-a.png").write_bytes(b"an old picture")
+    before = tree(folder)
+    ended = command("run", "two.csv", "--sandbox", "-o", "out", cwd=folder)
+    assert ended.code == 65
+    assert "state.sqlite3" in ended.err
+    assert "→" in ended.err
+    assert tree(folder) == before
+
+
+def test_a_batch_stays_on_its_side(folder: Path) -> None:
+    """A sandbox batch is never continued with real money, nor a real one in the sandbox: 78, nothing sent."""
+    with serving() as peer:
+        assert command("run", "two.csv", "--sandbox", "-o", "out", "-q", cwd=folder).code == 0
+        to_live = peer.run("two.csv", "-o", "out", cwd=folder)
+        assert to_live.code == 78
+        assert "--sandbox" in to_live.err
+        assert peer.calls == 0
+        assert peer.run("two.csv", "-o", "live", cwd=folder).code == 0
+        to_sandbox = command("run", "two.csv", "--sandbox", "-o", "live", cwd=folder)
+        assert to_sandbox.code == 78
+        assert peer.calls == 2
+    assert charges(folder / "live") == []
+
+
+SLIPS: dict[str, tuple[int, list[str]]] = {
+    "no arguments for run": (64, ["run"]),
+    "an option that does not exist": (64, ["run", "two.csv", "--sandbox", "--turbo"]),
+    "a command that does not exist": (64, ["generate", "two.csv"]),
+    "a number that is none": (64, ["run", "two.csv", "--sandbox", "-c", "many"]),
+    "a duration that is none": (64, ["run", "two.csv", "--sandbox", "--max-duration", "soon"]),
+    "quiet and loud": (64, ["run", "two.csv", "--sandbox", "-q", "-v"]),
+    "several manifests and no folder": (64, ["run", "two.csv", "two.csv", "--sandbox"]),
+    "a folder for a manifest": (66, ["run", "folder", "--sandbox", "-o", "out"]),
+    "bytes that are no text": (65, ["run", "bytes.csv", "--sandbox"]),
+    "an empty manifest": (65, ["run", "empty.csv", "--sandbox"]),
+    "a header and no prompt": (65, ["run", "header.csv", "--sandbox"]),
+    "status of nothing": (66, ["status", "nowhere"]),
+    "ledger of a manifest that never ran": (66, ["ledger", "two.csv"]),
+    "download of a folder that is no batch": (66, ["download", "folder"]),
+    "a file where the folder should be": (73, ["run", "two.csv", "--sandbox", "-o", "header.csv"]),
+    "an environment variable that is wrong": (78, ["run", "two.csv", "--sandbox"]),
+}
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_slip_of_the_hand_is_told_and_leaves_no_trace(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code of the table, a message, no traceback, and the folder as it was."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "two.csv").write_text(TWO)
+    (tmp_path / "header.csv").write_text("prompt,model\n")
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "bytes.csv").write_bytes(b"prompt\n\xff\xfe\x00\x81\n")
+    before = tree(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if "variable" in name:
+        monkeypatch.setenv("BANANA_RPM", "fast")
+    ended = here(*SLIPS[name][1])
+    assert ended.code == SLIPS[name][0], ended.err
+    assert ended.err.strip()
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+    assert tree(tmp_path) == before
+
+
+def test_no_environment_at_all_is_enough(folder: Path) -> None:
+    """As under cron and worse: no PATH, no HOME, no language, working folder /; umlauts in names and prompts."""
+    (folder / "größe.csv").write_text("prompt,model\nein Äpfelchen,Nano Banana\n")
+    bare = {"PYTHONPATH": str(PACKAGE.parent)}
+    ended = command("run", folder / "größe.csv", "--sandbox", "--json", cwd=Path("/"), environ=bare)
+    assert ended.code == 0, ended.err
+    assert ended.summary["out"] == str(folder / "outputs" / "größe-sandbox")
+    assert results(folder / "outputs" / "größe-sandbox")[0]["prompt"] == "ein Äpfelchen"
+    status = command("status", folder / "größe.csv", "--json", cwd=Path("/"), environ=bare)
+    assert status.summary["jobs"]["done"] == 1
+
+
+def _shell(line: str, folder: Path) -> "subprocess.CompletedProcess[bytes]":
+    words = " ".join(ARGV)
+    return subprocess.run(
+        ["/bin/sh", "-c", f"{words} {line}"], cwd=folder, env=environment(folder), capture_output=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+
+
+def test_closed_descriptors_do_no_harm(folder: Path) -> None:
+    """Started with input, output and error closed, a run is done, and no word is printed into a file of the batch."""
+    assert _shell("run two.csv --sandbox -o out -v <&- >&- 2>&-", folder).returncode == 0
+    assert [row["state"] for row in results(folder / "out")] == ["done", "done"]
+    for line in (folder / "out" / "run.log").read_text().splitlines():
+        json.loads(line)
+    assert json.loads((folder / "out" / ".lock").read_text().splitlines()[0])["pid"]
+    for arguments in ("export out --format csv >&-", "status out --json <&- >&-", "ledger out 2>&-"):
+        ended = _shell(arguments, folder)
+        assert (ended.returncode, ended.stderr) == (0, b""), arguments
+
+
+def test_a_full_disk_behind_an_export_is_no_bug(folder: Path) -> None:
+    """What can't be written is said, with 74."""
+    assert command("run", "two.csv", "--sandbox", "-o", "out", "-q", cwd=folder).code == 0
+    if os.path.exists("/dev/full"):
+        ended = _shell("export out --format csv >/dev/full", folder)
+        assert ended.returncode == 74
+        assert b"standard output: can't be written" in ended.stderr
+
+
+def _stuck_pipe() -> tuple[int, int]:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETFL, os.O_NONBLOCK)
+    for size in (4096, 1):
+        try:
+            while os.write(writing, b"x" * size):
+                pass
+        except BlockingIOError:
+            pass
+    os.set_blocking(writing, True)
+    return reading, writing
+
+
+@pytest.mark.parametrize("stuck", ["stdout", "stderr"])
+def test_a_reader_that_does_not_read_holds_up_nothing(folder: Path, stuck: str) -> None:
+    """With an output that takes not one byte, every image is bought, stored and listed all the same."""
+    reading, writing = _stuck_pipe()
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stuck: writing}
+    process = subprocess.Popen(
+        [*ARGV, "run", "two.csv", "--sandbox", "-o", "out", "-v"], cwd=folder, env=environment(folder),
+        stdin=subprocess.DEVNULL, stdout=streams["stdout"], stderr=streams["stderr"],
+    )  # fmt: skip
+    try:
+        os.close(writing)
+        until((folder / "out" / "results.jsonl").exists)
+        assert [row["state"] for row in results(folder / "out")] == ["done", "done"]
+        os.set_blocking(reading, False)
+        until(lambda: _drained(reading) and process.poll() is not None)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait(60)
+        os.close(reading)
+
+
+def _drained(descriptor: int) -> bool:
+    try:
+        while os.read(descriptor, 1 << 16):
+            pass
+    except BlockingIOError:
+        pass
+    return True
+
+
+def test_the_key_is_nowhere(folder: Path) -> None:
+    """After a run with a key, refused or taken, no file of the batch and no output holds it."""
+    key = folder / "key"
+    key.write_text(KEY + "\n")
+    key.chmod(0o600)
+    with serving() as peer:
+        ended = command("run", "two.csv", "-o", "out", "-v", "--key-file", key, "--base-url", peer.base_url, cwd=folder)
+    assert ended.code == 0, ended.err
+    assert KEY not in ended.out + ended.err
+    for name in tree(folder / "out"):
+        assert os.path.isdir(name) or KEY.encode() not in Path(name).read_bytes()
+
+
+def test_the_installed_command_is_the_same_program(folder: Path) -> None:
+    """`banana-batch` and `python -m banana_batch` print the same version."""
+    script = shutil.which("banana-batch", path=str(Path(sys.executable).parent))
+    said: Callable[[str], bytes] = lambda line: subprocess.check_output(line, shell=True, env=environment(folder))  # noqa: E731
+    assert script is None or said(f"{script} --version") == said(f"{' '.join(ARGV)} --version")
