@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import run_batch
-    from .models import Job, RunResult
+    from .job import Job
+    from .models import RunResult
     from .settings import Settings
 
 __version__ = "0.1.0"
 __all__ = ["Job", "RunResult", "Settings", "__version__", "run_batch"]
 
-_HOMES = {"run_batch": "api", "Job": "models", "RunResult": "models", "Settings": "settings"}
+_HOMES = {"run_batch": "api", "Job": "job", "RunResult": "models", "Settings": "settings"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,9 +15,10 @@ from contextlib import closing
 from .batch import Run, Work
 from .engine.stops import Stop
 from .errors import Exit, ManifestError, Problem, UsageError
+from .job import Job
 from .lifecycle import JobState
 from .manifest.loader import index_width, plan_jobs
-from .models import Job, PlannedJob, RunResult
+from .models import PlannedJob, RunResult
 from .planning import Order, made_ready
 from .report.account import Account
 from .report.results import result_dict

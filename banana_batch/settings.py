@@ -21,7 +21,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from . import money
-from .models import AspectRatio, Caps, ImageSize, ThinkingLevel
+from .job import AspectRatio, ImageSize, ThinkingLevel
+from .models import Caps
 
 ENV_PREFIX = "BANANA_"
 DEFAULT_BASE_URL = "https://api.ttapi.org"

@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 
 from banana_batch.capabilities import MODELS, resolve_model
 from banana_batch.errors import ManifestError, Problem, UsageError
-from banana_batch.models import Job, PlannedJob
+from banana_batch.job import Job
+from banana_batch.models import PlannedJob
 from banana_batch.settings import Settings
 from banana_batch.text import printable
 

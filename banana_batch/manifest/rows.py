@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from banana_batch.capabilities import ALIASES, ASPECT_RATIOS, IMAGE_SIZES, MODELS, THINKING_LEVELS
-from banana_batch.models import AspectRatio, ImageSize, ThinkingLevel
+from banana_batch.job import AspectRatio, ImageSize, ThinkingLevel
 
 from .formats import BadJson, json_value
 from .reporting import Report, one_of, shown

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from pydantic_core import PydanticCustomError
 
 from banana_batch.capabilities import DEFAULT_ASPECT_RATIO, DEFAULT_IMAGE_SIZE, MAX_REFERENCES, MODELS
-from banana_batch.models import AspectRatio, ImageSize, ThinkingLevel
+from banana_batch.job import AspectRatio, ImageSize, ThinkingLevel
 from banana_batch.text import printable
 
 ModelId = Literal[

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from banana_batch.errors import Exit, InputMissing, ManifestError, UsageError
+from banana_batch.job import Job
 from banana_batch.manifest import open_manifests, plan_jobs
-from banana_batch.models import Job
 from banana_batch.settings import Settings
 from tests.unit.manifest.planning import plan_files
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from banana_batch.job import Job
 from banana_batch.manifest import plan_jobs
-from banana_batch.models import Job
 from banana_batch.settings import Settings
 from tests.unit.manifest.planning import Plan, plan_files
 

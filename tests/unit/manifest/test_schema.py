@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from banana_batch.job import Job
 from banana_batch.manifest import schema
 from banana_batch.manifest.rows import FIELDS
-from banana_batch.models import Job
 from banana_batch.settings import Settings, option_name
 
 
