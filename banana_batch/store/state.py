@@ -80,12 +80,16 @@ class StateStore:
 
     async def next_resend(self, limit: int) -> Sequence[QueuedJob]:
         """See ports.Store. One call at a time."""
-        also = f" AND (SELECT run FROM attempts WHERE attempts.attempt = jobs.attempt) < {int(self._run)}"
-        return [_queued(row, resend=True) for row in await self._take("in_doubt", _QUEUED, also, limit)]
+        found = await self._take("in_doubt", _QUEUED, self._of_earlier_runs(), limit)
+        return [_queued(row, resend=True) for row in found]
 
     async def next_paid(self, limit: int) -> Sequence[PaidImage]:
         """See ports.Store. One call at a time."""
-        return [_paid(row) for row in await self._take("paid", _PAID, "", limit)]
+        # What this run buys is handed on as it is bought: taken up here too, it would be fetched twice at once.
+        return [_paid(row) for row in await self._take("paid", _PAID, self._of_earlier_runs(), limit)]
+
+    def _of_earlier_runs(self) -> str:
+        return f" AND (SELECT run FROM attempts WHERE attempts.attempt = jobs.attempt) < {int(self._run)}"
 
     async def _take(self, state: str, select: str, also: str, limit: int) -> list[sqlite3.Row]:
         """Read on from where the last call for this state ended.
