@@ -1,0 +1,77 @@
+"""The Python API: the same run, as an async iterator of typed results."""
+
+from pathlib import Path
+
+import pytest
+
+from banana_batch import Job, RunResult, Settings, run_batch
+from banana_batch.errors import Exit, ManifestError, UsageError
+from banana_batch.lifecycle import JobState
+from banana_batch.sandbox.charges import read_charges
+
+JOBS = [Job(prompt=f"a cat, number {number}", id=f"cat-{number}", meta={"number": number}) for number in range(5)]
+
+
+def _settings(out: Path, **further: object) -> Settings:
+    return Settings(out=out, sandbox=True, **further)  # type: ignore[arg-type]  # values of the test's own choice
+
+
+async def _all(out: Path, **further: object) -> list[RunResult]:
+    return [result async for result in run_batch(JOBS, _settings(out, **further))]
+
+
+async def test_each_job_is_yielded_once_with_its_image(tmp_path: Path) -> None:
+    """Every job comes exactly once, done, with a file that is there."""
+    results = await _all(tmp_path / "out")
+    assert sorted(result.id for result in results) == [job.id for job in JOBS]
+    assert {result.state for result in results} == {JobState.DONE}
+    for result in results:
+        assert result.image is not None
+        assert (tmp_path / "out" / result.image).stat().st_size == result.bytes
+        assert result.meta == {"number": int(result.id[-1])}
+
+
+async def test_a_second_run_pays_for_nothing(tmp_path: Path) -> None:
+    """What is done comes again from the state, in the order given."""
+    await _all(tmp_path / "out")
+    results = await _all(tmp_path / "out")
+    assert [result.id for result in results] == [job.id for job in JOBS]
+    assert len(read_charges(tmp_path / "out" / "sandbox")) == len(JOBS)
+
+
+async def test_leaving_the_loop_drains(tmp_path: Path) -> None:
+    """Calls in flight are finished and recorded; nothing is in doubt, and the next run goes on."""
+    batch = run_batch(JOBS, _settings(tmp_path / "out", concurrency=2))
+    iterator = batch.__aiter__()
+    await anext(iterator)
+    await iterator.aclose()  # type: ignore[attr-defined]  # an async generator
+    assert batch.account is not None
+    assert batch.account.exit in (Exit.STOPPED, Exit.DONE)
+    assert batch.account.jobs[JobState.IN_DOUBT] == 0
+    assert len(await _all(tmp_path / "out")) == len(JOBS)
+    assert len(read_charges(tmp_path / "out" / "sandbox")) == len(JOBS)
+
+
+async def test_a_limit_leaves_the_rest_pending(tmp_path: Path) -> None:
+    """Jobs that were not asked for come at the end, pending; the account says 0."""
+    batch = run_batch(JOBS, _settings(tmp_path / "out", limit=2))
+    states = [result.state async for result in batch]
+    assert states == [JobState.DONE] * 2 + [JobState.PENDING] * 3
+    assert batch.account is not None
+    assert batch.account.exit is Exit.DONE
+
+
+async def test_bad_jobs_are_told_at_once(tmp_path: Path) -> None:
+    """All of them, before anything is sent or written."""
+    bad = [Job(prompt=" "), Job(prompt="fine", model="gemini-9")]
+    with pytest.raises(ManifestError) as told:
+        async for _ in run_batch(bad, _settings(tmp_path / "out")):
+            pass
+    assert [problem.line for problem in told.value.problems] == [1, 2]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_needed() -> None:
+    """There is no default output folder in code."""
+    with pytest.raises(UsageError):
+        run_batch(JOBS, Settings(sandbox=True))
