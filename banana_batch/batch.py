@@ -174,7 +174,7 @@ class Run:
             BananaError: the run could not begin; nothing was sent.
         """
         started_us, started_s = self._clock.wall_us(), self._clock.monotonic_s()
-        with self._work.ready() as prepared:
+        with runs.telling_disk(), self._work.ready() as prepared:
             db = prepared.db
             try:
                 changed = self._recover(db) or not prepared.unchanged
@@ -183,7 +183,8 @@ class Run:
                 run = runs.begin_run(db, started_us, self._settings.budget)
                 begun = _Begun(db, run, queries.next_attempt(db), started_us, started_s, changed)
                 try:
-                    return await self._begun(begun, prepared, resend=resend)
+                    with runs.telling_disk():
+                        return await self._begun(begun, prepared, resend=resend)
                 except BaseException as failed:
                     code = failed.exit if isinstance(failed, BananaError) else Exit.BUG
                     with contextlib.suppress(sqlite3.Error):

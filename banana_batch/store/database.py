@@ -89,10 +89,11 @@ class Unborn:
         return open_writer(self._out)
 
     def discard(self, db: sqlite3.Connection) -> None:
-        """Forget it."""
+        """Forget it. What can't be removed now is removed at the next start."""
         db.close()
         for leftover in self._files():
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
     def _files(self) -> list[Path]:
         return [self._file.with_name(self._file.name + ending) for ending in ("", "-wal", "-shm")]

@@ -32,6 +32,21 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def telling_disk() -> Iterator[None]:
+    """Say for the whole of a run what it means that SQLite can't read or write: the disk, and no bug.
+
+    Raises:
+        DiskError: the state can't be read or written.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as failed:
+        raise DiskError(
+            f"the state file can't be read or written: {failed}", "free some space or mend the disk, then run again"
+        ) from failed
+
+
 def _undo(db: sqlite3.Connection) -> None:
     with contextlib.suppress(sqlite3.Error):
         if db.in_transaction:
