@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from .errors import BatchLocked, InputMissing, ManifestError, Problem, SettingsError, UsageError
+from .errors import BatchLocked, ManifestError, Problem, SettingsError, UsageError
+from .finding import find_batch
 from .manifest.loader import open_manifests, run_settings
-from .manifest.sources import find_sources
 from .models import PlannedJob
 from .settings import DEFAULT_BASE_URL, BadSettings, Settings, resolve
 from .store import database, runs
@@ -154,8 +154,7 @@ def made_ready(order: Order) -> Iterator[Prepared]:
             prepared = _existing(order) if database.exists(order.out) else _born(order)
         except BaseException as failed:
             if not had_lock and not isinstance(failed, BatchLocked) and not database.state_path(order.out).exists():
-                with contextlib.suppress(OSError):  # what failed is what has to be told, not that this stays
-                    (order.out / LOCK_NAME).unlink()
+                (order.out / LOCK_NAME).unlink(missing_ok=True)
                 _remove_empty(made)
             raise
         yield prepared
@@ -309,31 +308,3 @@ def opened_for_images(
             yield Prepared(database.open_writer(out), Difference(), unchanged=True)
 
     return out, settings, ready
-
-
-def find_batch(name: str, cwd: Path) -> Path:
-    """Return the output folder that `BATCH` means: the folder itself, or a manifest's default one. Never guessed.
-
-    Raises:
-        UsageError: both the plain and the sandbox folder of a manifest exist.
-        InputMissing: there is no such batch.
-    """
-    given = cwd / name
-    if given.is_dir():
-        if not database.exists(given):
-            raise _no_batch(name)
-        return given
-    if not given.is_file():
-        raise _no_batch(name)
-    stem = find_sources([name], cwd, None)[0].stem
-    folders = [given.parent / "outputs" / (stem + ending) for ending in ("", "-sandbox")]
-    found = [folder for folder in folders if database.exists(folder)]
-    if len(found) > 1:
-        raise UsageError(f"{name} has two batches: {found[0]} and {found[1]}", "name the folder that you mean")
-    if not found:
-        raise _no_batch(name)
-    return found[0]
-
-
-def _no_batch(name: str) -> InputMissing:
-    return InputMissing(f"{name}: there is no batch here", "name an output folder, or the manifest it was made from")

@@ -1,5 +1,7 @@
 """The commands, and the one place where a failure becomes an exit code."""
 
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -8,34 +10,26 @@ import typer.main
 from banana_batch import __version__
 from banana_batch.errors import BananaError, Exit, UsageError
 
-from . import look, outcome, rehearse, run, schedule, settle, verify
+from . import outcome
 
-app = typer.Typer(
-    name="banana-batch",
-    help="Buy images for whole manifests of prompts: never pays twice, never loses a paid image, resumes by itself.",
-    no_args_is_help=False,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-_COMMANDS = (
-    ("run", run.run),
-    ("plan", run.plan),
-    ("status", look.status),
-    ("ledger", look.ledger),
-    ("download", run.download),
-    ("resolve", settle.resolve_doubts),
-    ("redo", settle.redo),
-    ("verify", verify.verify),
-    ("export", look.export),
-    ("schedule", schedule.schedule),
-    ("sandbox", rehearse.sandbox),
-)
-for _name, _command in _COMMANDS:
-    app.command(_name)(_command)
+HELP = "Buy images for whole manifests of prompts: never pays twice, never loses a paid image, resumes by itself."
+
+# Each command with the module that holds it and its function there.
+_COMMANDS = {
+    "run": ("run", "run"),
+    "plan": ("run", "plan"),
+    "status": ("look", "status"),
+    "ledger": ("look", "ledger"),
+    "download": ("run", "download"),
+    "resolve": ("settle", "resolve_doubts"),
+    "redo": ("settle", "redo"),
+    "verify": ("verify", "verify"),
+    "export": ("look", "export"),
+    "schedule": ("schedule", "schedule"),
+    "sandbox": ("rehearse", "sandbox"),
+}
 
 
-@app.callback()
 def _options(
     version: bool = typer.Option(False, "--version", help="Print the version and exit"),
 ) -> None:
@@ -44,9 +38,27 @@ def _options(
         raise typer.Exit(0)
 
 
+def _app(arguments: Sequence[str]) -> typer.Typer:
+    """Return the command that is meant alone, or all of them: `status` must not wait for what only a run needs."""
+    app = typer.Typer(
+        name="banana-batch",
+        help=HELP,
+        no_args_is_help=False,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    meant = arguments[0] if arguments and arguments[0] in _COMMANDS else None
+    for name in [meant] if meant else _COMMANDS:
+        module, function = _COMMANDS[name]
+        app.command(name)(getattr(import_module(f".{module}", __package__), function))
+    return app
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; return its exit code. Nothing is raised but what must be: no traceback for the user's errors."""
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(_app(arguments))
     try:
         result: Any = command.main(args=arguments, prog_name="banana-batch", standalone_mode=False)
     except BananaError as failed:

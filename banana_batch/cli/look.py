@@ -11,9 +11,9 @@ from typing import Annotated, Literal, TextIO
 import typer
 
 from banana_batch.errors import DiskError, Exit, OutputError
+from banana_batch.finding import find_batch
 from banana_batch.lifecycle import JobState
 from banana_batch.models import Totals
-from banana_batch.planning import find_batch
 from banana_batch.report.account import LedgerLine, ledger_summary, run_summary
 from banana_batch.report.summary import BatchStatus, ledger_text, status_text
 from banana_batch.store import database, queries

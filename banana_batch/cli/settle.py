@@ -11,8 +11,8 @@ import typer
 
 from banana_batch import money
 from banana_batch.errors import Exit, UsageError
+from banana_batch.finding import find_batch
 from banana_batch.lifecycle import JobState
-from banana_batch.planning import find_batch
 from banana_batch.store import database, queries, resolve, runs
 from banana_batch.store.lock import batch_lock
 from banana_batch.text import plural, printable
