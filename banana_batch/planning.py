@@ -17,6 +17,7 @@ from .manifest.loader import open_manifests, run_settings
 from .models import PlannedJob
 from .settings import DEFAULT_BASE_URL, BadSettings, Settings, resolve
 from .store import database, runs
+from .store.evidence import refuse_the_past, set_log_aside
 from .store.lock import LOCK_NAME, batch_lock
 from .store.planning import Difference, Planner
 from .text import plural
@@ -178,6 +179,7 @@ def _born(order: Order) -> Prepared:
     except BaseException:
         unborn.discard(db)
         raise
+    set_log_aside(order.out)
     prepared.db = unborn.publish(db)
     return prepared
 
@@ -186,6 +188,7 @@ def _existing(order: Order) -> Prepared:
     db = database.open_writer(order.out)
     try:
         check_side(db, order.out, sandbox=order.settings.sandbox)
+        refuse_the_past(db, order.out)
         prepared = Prepared(db, Difference())
         mark = _mark(order)
         if mark and runs.recall(db, FINGERPRINT) == mark:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from banana_batch.errors import DiskError, ManifestError, OutputError, SettingsError
 
+from .evidence import lost_commits
 from .mounts import remote_kind
+from .queries import sums_agree
 
 STATE_NAME = "state.sqlite3"
 IMAGES_NAME = "images"
@@ -162,6 +164,9 @@ def open_writer(out: Path) -> sqlite3.Connection:
         ManifestError: damaged, not ours, newer, or too old.
         DiskError: it can't be read.
     """
+    lost = lost_commits(state_path(out).with_name(f"{STATE_NAME}-wal"))
+    if lost:
+        raise damaged(out, f"{lost:,} commits lie behind damage in {STATE_NAME}-wal")
     with _refusing_damage(out):
         db = _connect(state_path(out))
         try:
@@ -228,9 +233,14 @@ def _check(db: sqlite3.Connection, out: Path) -> None:
     _check_version(db, out)
     unclean = db.execute("SELECT 1 FROM runs WHERE ended_us IS NULL ORDER BY run DESC LIMIT 1").fetchone()
     if unclean or state_path(out).stat().st_size <= CHECKED_ALWAYS_BYTES:
-        found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        # The full check: the quick one passes over an id that its index has otherwise, and such a job is bought again.
+        found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise damaged(out, str(found))
+        if db.execute("PRAGMA foreign_key_check").fetchone() is not None:
+            raise damaged(out, "its tables do not fit together")
+        if not sums_agree(db):
+            raise damaged(out, "its sums are not those of its requests")
 
 
 def _check_version(db: sqlite3.Connection, out: Path) -> None:

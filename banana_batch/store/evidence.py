@@ -1,0 +1,159 @@
+"""Whether a state file is the one that its folder and its log tell of. One that fell behind would buy again.
+
+Rule 1: a file that lost commits is refused, however whole it looks: SQLite passes over the rest of a damaged `-wal`
+        in silence, and without its `-wal` a file is whole and old.
+Rule 2: what a power cut may leave is no damage: only the last, never synced commit can be torn.
+Rule 3: evidence is looked for, never demanded: a folder without images and log proves nothing.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import struct
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from banana_batch.errors import ManifestError
+
+from .state import BALLAST_NAME
+
+LOG_NAME = "run.log"
+_WAL_HEADER, _FRAME_HEADER = 32, 24
+_PAGE_BYTES = 4096
+_WAL_MAGIC = 0x377F0682  # the lowest bit tells the byte order of the checksums
+_TAIL_BYTES = 256 << 10
+_SHOWN = 3
+_FOLDER_SIZE = 10_000  # from this index on images lie in numbered folders (images/names.py; a test holds the two equal)
+
+# An image has its name only after its job was made `paid`: any other state has forgotten that.
+_NO_IMAGE_YET = "('pending', 'sending', 'in_doubt', 'failed', 'dropped')"
+
+
+def lost_commits(wal: Path) -> int:
+    """Return how many commits lie behind damage in a `-wal`, so that SQLite would pass over them; 0 where it is whole.
+
+    One alone is no damage: the last commit before a power cut may be on disk in part.
+    """
+    try:
+        with wal.open("rb") as file:
+            return _lost_commits(file.read())
+    except OSError:
+        return 0
+
+
+def _lost_commits(wal: bytes) -> int:
+    if len(wal) < _WAL_HEADER:
+        return 0
+    magic, _, page_bytes, _ = struct.unpack(">4I", wal[:16])
+    swapped = bool(magic & 1) == (sys.byteorder == "little")
+    sums = _checksum(wal[:24], (0, 0), swapped=swapped)
+    whole = magic & ~1 == _WAL_MAGIC and sums == struct.unpack(">2I", wal[24:_WAL_HEADER])
+    size = _FRAME_HEADER + (page_bytes if whole else _PAGE_BYTES)
+    frames = [wal[start : start + size] for start in range(_WAL_HEADER, len(wal) - size + 1, size)]
+    mark = wal[16:24]
+    if not whole and frames:
+        mark = Counter(frame[8:16] for frame in frames).most_common(1)[0][0]
+    good = _good_frames(frames, mark, sums, swapped=swapped) if whole else 0
+    # A frame that ends a commit states the size of the file; one of an earlier time has another mark.
+    lost = sum(frame[4:8] != bytes(4) and frame[8:16] == mark for frame in frames[good:])
+    return lost if lost > 1 else 0
+
+
+def _good_frames(frames: list[bytes], mark: bytes, sums: tuple[int, int], *, swapped: bool) -> int:
+    """Return how many frames SQLite would read: until the first that is of another time, or damaged."""
+    for number, frame in enumerate(frames):
+        sums = _checksum(frame[:8] + frame[_FRAME_HEADER:], sums, swapped=swapped)
+        if frame[8:16] != mark or struct.pack(">2I", *sums) != frame[16:_FRAME_HEADER]:
+            return number
+    return len(frames)
+
+
+def _checksum(data: bytes, sums: tuple[int, int], *, swapped: bool) -> tuple[int, int]:
+    """Go on with SQLite's checksum of a `-wal`."""
+    words = array("I", data)
+    if swapped:
+        words.byteswap()
+    first, second = sums
+    numbers = iter(words)
+    for one, other in zip(numbers, numbers, strict=True):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + other + first) & 0xFFFFFFFF
+    return first, second
+
+
+def refuse_the_past(db: sqlite3.Connection, out: Path) -> None:
+    """Refuse a state that fell behind its folder. The images are looked through only after a run that died.
+
+    Raises:
+        ManifestError: the log tells of requests, or the folder holds images, that the state does not know.
+    """
+    known = db.execute("SELECT ifnull(max(attempt), 0) FROM attempts").fetchone()[0]
+    told = _last_attempt(out / LOG_NAME)
+    if told > known:
+        raise ManifestError(
+            f"{out}: the state file is older than run.log: it knows of {known:,} requests, the log of {told:,};"
+            " nothing was sent",
+            "put the newer state file back, with its -wal; to go on with this one, and to pay again for what it does"
+            f" not know, move {out / LOG_NAME} away",
+        )
+    # The ballast is given back at the end of each run, and no lost commit brings it back.
+    unended = db.execute("SELECT ended_us IS NULL FROM runs ORDER BY run DESC LIMIT 1").fetchone()
+    if (out / BALLAST_NAME).exists() or (unended and unended[0]):
+        _refuse_unknown_images(db, out)
+
+
+def set_log_aside(out: Path) -> None:
+    """Give the log of a batch that was here before another name: it tells nothing of the one that begins."""
+    log = out / LOG_NAME
+    if _last_attempt(log):
+        with contextlib.suppress(OSError):
+            log.replace(out / f"{LOG_NAME}.old")
+
+
+def _last_attempt(log: Path) -> int:
+    """Return the number of the last request that the log tells of; 0 where it tells of none."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        for line in reversed(file.read().splitlines()):
+            with contextlib.suppress(ValueError):
+                found = json.loads(line)
+                attempt = found.get("attempt") if isinstance(found, dict) else None
+                if type(attempt) is int:
+                    return attempt
+    return 0
+
+
+def _refuse_unknown_images(db: sqlite3.Connection, out: Path) -> None:
+    db.execute("CREATE TEMP TABLE found (stem TEXT PRIMARY KEY) WITHOUT ROWID")
+    db.executemany("INSERT OR IGNORE INTO found VALUES (?)", ((stem,) for stem in _stems(out / "images", "")))
+    rows = db.execute(
+        f"SELECT place AS stem, count(*) OVER () AS count FROM ("
+        f" SELECT iif(job < {_FOLDER_SIZE}, '', job / {_FOLDER_SIZE} || '/') || stem AS place FROM jobs"
+        f" WHERE state IN {_NO_IMAGE_YET} AND twin IS NULL)"
+        f" WHERE place IN (SELECT stem FROM found) LIMIT {_SHOWN}"
+    ).fetchall()
+    db.execute("DROP TABLE found")
+    if rows:
+        names = ", ".join(f"images/{row['stem']}" for row in rows)
+        more = f" and {rows[0]['count'] - len(rows):,} more" if rows[0]["count"] > len(rows) else ""
+        raise ManifestError(
+            f"{out}: the state file is older than its images: there are {names}{more}, and it does not know that"
+            " they were paid for; nothing was sent",
+            "put the newer state file back, with its -wal; to go on with this one, and to pay for these again,"
+            " move them away",
+        )
+
+
+def _stems(folder: Path, prefix: str) -> Iterator[str]:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _stems(folder / entry.name, f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name.rpartition(".")[0]

@@ -1,0 +1,168 @@
+"""A state file that fell behind what was bought is refused with 65 before anything is sent; a torn end is not."""
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from banana_batch.errors import ManifestError
+from banana_batch.images.names import FOLDER_SIZE
+from banana_batch.store import evidence
+from tests.integration.whole_runs import gateway, run_batch, scratch
+from tests.torture import corrupt
+from tests.torture.corrupt import LOG, STATE, WAL, Snapshot, would_send
+
+
+@pytest.fixture(scope="module")
+def taken() -> Iterator[dict[str, Snapshot]]:
+    """Give batches as a kill leaves them."""
+    with scratch() as folder:
+        yield {snapshot.name: snapshot for snapshot in asyncio.run(corrupt.snapshots(folder))}
+
+
+@pytest.fixture
+def killed(taken: dict[str, Snapshot], out: Path) -> tuple[Path, frozenset[str]]:
+    """Give a copy of a batch that was killed late in its run, and the jobs that had left."""
+    shutil.copytree(taken["late"].folder, out)
+    return out, taken["late"].sent
+
+
+def without_log(out: Path) -> None:
+    """Take the log away."""
+    (out / LOG).unlink()
+
+
+def without_images(out: Path) -> None:
+    """Take the images away."""
+    shutil.rmtree(out / "images")
+
+
+def without_wal(out: Path) -> None:
+    """Take what was not yet in the file away."""
+    (out / WAL).unlink()
+
+
+def flipped(out: Path) -> None:
+    """Turn one bit in the middle of the `-wal`: SQLite passes over all that follows, in silence."""
+    data = bytearray((out / WAL).read_bytes())
+    data[len(data) // 2] ^= 1
+    (out / WAL).write_bytes(data)
+
+
+def headless(out: Path) -> None:
+    """Turn one bit in the header of the `-wal`: SQLite passes over all of it."""
+    data = bytearray((out / WAL).read_bytes())
+    data[17] ^= 1
+    (out / WAL).write_bytes(data)
+
+
+def into_the_file(out: Path, *statements: str) -> None:
+    """Bring the `-wal` into the file and change it, with its own rules switched off."""
+    with closing(sqlite3.connect(out / STATE, isolation_level=None)) as db:
+        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {name}")
+        for statement in statements:
+            db.execute(statement)
+
+
+def renamed(out: Path) -> None:
+    """Change one letter of a bought job's id, in its row and not in the index: it would be a new job."""
+    into_the_file(out)
+    data = (out / STATE).read_bytes()
+    place = data.rindex(b"job 1")
+    index = data.index(b"job 1")
+    assert place != index
+    changed = data.replace(b"job 10", b"joc 10", 1)
+    (out / STATE).write_bytes(changed)
+
+
+def other_sums(out: Path) -> None:
+    """Change what was spent."""
+    into_the_file(out, "UPDATE runs SET spent = spent - 1")
+
+
+def stray(out: Path) -> None:
+    """Let a job name a request that is not there."""
+    into_the_file(out, "UPDATE jobs SET attempt = 9999 WHERE job = 1")
+
+
+@pytest.mark.parametrize(
+    ("damages", "says"),
+    [
+        ([flipped, without_log, without_images], "commits lie behind damage"),
+        ([headless, without_log, without_images], "commits lie behind damage"),
+        ([without_wal, without_log], "older than its images"),
+        ([without_wal, without_images], "older than run.log"),
+        ([renamed, without_log, without_images], "damaged"),
+        ([other_sums], "its sums are not those"),
+        ([stray], "do not fit together"),
+    ],
+    ids=["flip", "header", "images", "log", "index", "sums", "keys"],
+)
+def test_a_state_that_forgot_what_it_bought_is_refused(
+    killed: tuple[Path, frozenset[str]], damages: list[Callable[[Path], None]], says: str
+) -> None:
+    """Any one piece of evidence is enough; the message says what to put back and how to go on."""
+    folder, _ = killed
+    for damage in damages:
+        damage(folder / "out")
+    with pytest.raises(ManifestError, match=says) as refused:
+        would_send(folder)
+    assert refused.value.hint
+    assert "put" in refused.value.hint
+
+
+def test_what_a_kill_leaves_is_no_damage(killed: tuple[Path, frozenset[str]]) -> None:
+    """The copy itself goes on; nothing that had left is sent again."""
+    folder, sent = killed
+    again = would_send(folder)
+    assert again
+    assert not again & sent
+
+
+@pytest.mark.parametrize("cut", [1, 24, 4000, 4121])
+def test_a_torn_last_commit_is_no_damage(killed: tuple[Path, frozenset[str]], cut: int) -> None:
+    """The last frames may be there in part after a power cut: without other evidence the batch goes on."""
+    folder, _ = killed
+    data = (folder / "out" / WAL).read_bytes()
+    (folder / "out" / WAL).write_bytes(data[:-cut] + bytes(cut))
+    assert evidence.lost_commits(folder / "out" / WAL) == 0
+
+
+async def test_starting_over_as_told_is_no_damage(out: Path) -> None:
+    """State and images moved away by the user's own hand: a new batch begins, and its log is its own."""
+    async with gateway() as peer:
+        await run_batch(out, peer.url, ["a", "b"])
+        (out / STATE).unlink()
+        shutil.rmtree(out / "images")
+        anew = await run_batch(out, peer.url, ["a", "b"], limit=1)
+        assert dict(anew.jobs) == {"done": 1, "pending": 1}
+        done = await run_batch(out, peer.url, ["a", "b"])
+    assert (dict(done.jobs), len(peer.posts)) == ({"done": 2}, 4)
+    assert (out / f"{LOG}.old").exists()
+
+
+async def test_an_older_copy_put_back_is_refused(out: Path) -> None:
+    """A backup of the state from before the last run would buy its images again: 65."""
+    async with gateway() as peer:
+        await run_batch(out, peer.url, ["a", "b", "c"], limit=1)
+        shutil.copy(out / STATE, out.parent / "backup")
+        await run_batch(out, peer.url, ["a", "b", "c"])
+        shutil.copy(out.parent / "backup", out / STATE)
+        with pytest.raises(ManifestError, match=r"older than run\.log"):
+            await run_batch(out, peer.url, ["a", "b", "c"])
+    assert sorted(peer.posts) == ["a", "b", "c"]
+
+
+def test_folders_of_images_are_counted_alike() -> None:
+    """The state's evidence looks where images lie."""
+    assert evidence._FOLDER_SIZE == FOLDER_SIZE
+
+
+def test_damaged_files_buy_nothing_again() -> None:
+    """A small share of `make torture`: 60 damaged files, none of which leads to a second payment."""
+    assert corrupt.run_cases(range(60)).violations == []
