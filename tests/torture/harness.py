@@ -37,6 +37,7 @@ class Batch:
         gateway: Of a sandbox that runs by itself; None: the batch's own, embedded.
         log: Where the charge log is; `since` is the offset of this batch's first line.
         options: Further arguments of each run.
+        out: The output folder; None: beside the manifest.
     """
 
     folder: Path
@@ -45,14 +46,14 @@ class Batch:
     log: Path | None = None
     since: int = 0
     options: tuple[str, ...] = ()
-    out: Path = field(init=False)
+    out: Path = field(default=None)  # type: ignore[assignment]
     prompts: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Write the manifest."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        self.out = self.folder / "out"
+        self.out = self.out or self.folder / "out"
         self.prompts = [f"{self.folder.name} picture {number}" for number in range(1, self.jobs + 1)]
         (self.folder / "jobs.txt").write_text("".join(f"{prompt}\n" for prompt in self.prompts), encoding="utf-8")
         if self.log is None:
@@ -250,8 +251,13 @@ def completed(batch: Batch, *, resent: bool = False, **options: Any) -> list[str
 
 
 def last_words(batch: Batch, count: int = 3) -> str:
-    """Return the last lines that the runs printed."""
-    return " | ".join(batch.said.read_text(errors="replace").splitlines()[-count:]) if batch.said.exists() else ""
+    """Return what the runs said of trouble, or the last lines that they printed."""
+    lines = []
+    for path in (batch.out / "run.log", batch.said):
+        if path.exists():
+            lines += path.read_text(errors="replace").splitlines()
+    trouble = [line for line in lines if "banana-batch: " in line or '"event":"stop"' in line or "a bug" in line]
+    return " | ".join((trouble or lines)[-count:])
 
 
 def traceback_in(batch: Batch) -> list[str]:

@@ -12,6 +12,7 @@ import importlib
 import os
 import pkgutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -32,6 +33,15 @@ STREAMS = 2
 BOUND_S = 60.0
 HUNG = -1000  # in place of an exit code
 _NAP_S = 0.002
+# What a run imports by itself as it goes.
+_LATE = (
+    "banana_batch.__main__",
+    "encodings.utf_8_sig",
+    "importlib.readers",
+    "importlib.resources.readers",
+    "typer._adapters",
+    "typer._click.decorators",
+)
 QUICK = SandboxConfig(latency=Latency("uniform", 0.0, 0.06), plain_pictures=True, count_requests=False)
 
 
@@ -52,6 +62,9 @@ def preload() -> None:
     for module in pkgutil.walk_packages(banana_batch.__path__, "banana_batch."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    for module_name in _LATE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module_name)
 
 
 @dataclass(slots=True)
@@ -77,7 +90,7 @@ class Gate:
     def thread(self, pid: int, bound_s: float = BOUND_S) -> int | None:
         """In the parent: return the id of the thread that stands here; None if the child ended before it came."""
         os.set_blocking(self._told[0], False)
-        for _ in _until(bound_s):
+        for _ in until(bound_s):
             with contextlib.suppress(BlockingIOError):
                 return int.from_bytes(os.read(self._told[0], 8), "little")
             if _has_ended(pid):
@@ -174,7 +187,7 @@ def finish(pid: int, bound_s: float = BOUND_S) -> int:
 
 def wait(pid: int, bound_s: float) -> int | None:
     """Return a child's exit code; None if it still runs when the time is over."""
-    for _ in _until(bound_s):
+    for _ in until(bound_s):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
@@ -188,11 +201,24 @@ def kill(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def listens(port: int) -> None:
+    """Wait until somebody listens on a port of this machine.
+
+    Raises:
+        RuntimeError: nobody does.
+    """
+    for _ in until(BOUND_S):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+    raise RuntimeError(f"nobody listens on port {port}")
+
+
 def _has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _until(bound_s: float) -> Iterator[None]:
+def until(bound_s: float) -> Iterator[None]:
     """Yield at least once, then until the time is over, with naps between."""
     end_s = time.monotonic() + bound_s
     yield

@@ -1,0 +1,107 @@
+"""System calls of one thread of a run: counted, written down, or made to fail, by strace.
+
+strace counts calls by thread, so a call is named by the thread's role, the call, and its number there. The thread is
+held at a gate until strace has it: what came before (imports, reading the command line) is not under test.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from banana_batch.sandbox.server import choose_port
+
+from . import process
+from .harness import Batch
+
+DISK_CALLS = (
+    "openat", "write", "pwrite64", "fsync", "fdatasync", "ftruncate", "fallocate",
+    "link", "linkat", "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat",
+)  # fmt: skip
+NET_CALLS = ("sendto", "recvfrom")
+ROLES = ("main", "state", "images")
+_CALL = re.compile(r"^(?:\d+ +)?(?:[\d.]+ )?([a-z0-9_]+)\(")
+
+
+def missing() -> str | None:
+    """Return why nothing can be traced here: strace is absent. Where it is present and broken, suites fail."""
+    return None if shutil.which("strace") else "strace is not installed"
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Serve the embedded endpoint in a process of its own; yield its address and its charge log."""
+    port = choose_port()
+    arguments = ["sandbox", "--folder", str(folder), "--port", str(port), "--plain-pictures"]
+    pid = process.fork([*arguments, "--latency", "uniform:0,0.01"], folder.parent / "server-said")
+    try:
+        process.listens(port)
+        yield f"http://127.0.0.1:{port}", folder / "charges.jsonl"
+    finally:
+        process.kill(pid)
+
+
+def run_traced(
+    batch: Batch, role: str, options: list[str], *, every_thread: bool = False, mutate: Callable[[], None] | None = None
+) -> int | None:
+    """Run a batch with strace on the thread of a role; return the exit code, None if it ended before that thread."""
+    gate = process.Gate(role)
+    pid = process.fork(batch.arguments(), batch.said, gate=gate, mutate=mutate)
+    tracer = None
+    try:
+        thread = gate.thread(pid)
+        if thread is None:
+            process.finish(pid)
+            return None
+        target = ["-f", "-p", str(pid)] if every_thread else ["-p", str(thread)]
+        tracer = subprocess.Popen(
+            ["strace", "-qq", *target, *options], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+        )
+        _attached(tracer, thread)
+        gate.open()
+        return process.finish(pid)
+    finally:
+        gate.close()
+        if tracer is not None:
+            with suppress(subprocess.TimeoutExpired):
+                tracer.wait(10)
+            tracer.kill()
+            tracer.communicate()
+
+
+def _attached(tracer: "subprocess.Popen[bytes]", thread: int) -> None:
+    status = Path(f"/proc/{thread}/status")
+    for _ in process.until(10.0):
+        if re.search(r"^TracerPid:\t[1-9]", status.read_text(), re.MULTILINE):
+            return
+        if tracer.poll() is not None:
+            break
+    tracer.kill()
+    raise RuntimeError(f"strace is here and does not work: {tracer.communicate()[1].decode(errors='replace')[-300:]}")
+
+
+def counted(batch: Batch, role: str, calls: tuple[str, ...]) -> Counter[str]:
+    """Run a batch undisturbed; return how often the thread of a role made each call."""
+    record = batch.folder / f"trace-{role}"
+    code = run_traced(batch, role, ["-o", str(record), "-e", f"trace={','.join(calls)}"])
+    if code != 0:
+        raise RuntimeError(f"a traced run ended with {code}")
+    found = map(_CALL.match, record.read_text(errors="replace").splitlines())
+    return Counter(match[1] for match in found if match)
+
+
+def injection(call: str, number: int, what: str, *, sticky: bool = False) -> list[str]:
+    """Return strace's options that let a call's `number`-th time, or that and all later ones, meet `what`."""
+    effect = "signal=KILL" if what == "KILL" else f"error={what}"
+    return [
+        "-o",
+        os.devnull,
+        "-e",
+        f"trace={call}",
+        "-e",
+        f"inject={call}:{effect}:when={number}{'+' if sticky else ''}",
+    ]
