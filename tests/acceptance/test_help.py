@@ -63,6 +63,15 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
 
 
+@pytest.fixture(scope="module")
+def told() -> str:
+    """The help of `run`, on a wide terminal."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("COLUMNS", "200")
+        patched.setenv("TERM", "dumb")
+        return here("run", "--help").out
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(name: str) -> None:
     """`--help` shows a line that can be typed, and `--json` where figures are printed."""
@@ -74,19 +83,18 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_is_in_the_help_of_run(option: str) -> None:
+def test_every_option_is_in_the_help_of_run(option: str, told: str) -> None:
     """A promised option is one that `run` takes and tells of."""
-    assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", here("run", "--help").out)
+    assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", told)
 
 
-def test_no_option_takes_the_key() -> None:
+def test_no_option_takes_the_key(told: str) -> None:
     """Command lines are public: there is no option to put the key on one."""
-    assert not re.search(r"(?<![\w-])--(api-)?key(?![\w-])", here("run", "--help").out)
+    assert not re.search(r"(?<![\w-])--(api-)?key(?![\w-])", told)
 
 
-def test_the_often_used_options_come_first() -> None:
+def test_the_often_used_options_come_first(told: str) -> None:
     """What most people need stands above what few need."""
-    told = here("run", "--help").out
     assert told.index("--concurrency") < told.index("--in-doubt") < told.index("--base-url")
 
 
