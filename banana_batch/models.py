@@ -66,6 +66,8 @@ class QueuedJob:
         attempts: Requests made for it so far, over all runs.
         tries: Attempts used up by refusals that may pass.
         resend: It was in doubt, and the user said to send it again in this run.
+        stem: Path under `images/` without extension.
+        unsent: As in PlannedJob.
     """
 
     index: int
@@ -76,6 +78,8 @@ class QueuedJob:
     attempts: int
     tries: int
     resend: bool = False
+    stem: str = ""
+    unsent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ BALLAST_BYTES = 4 << 20
 MAX_RAW_BYTES = 64 << 10
 
 _QUEUED = """
-SELECT jobs.job, id, kinds.model, kinds.image_size, request, refs, attempts, tries, position AS place
+SELECT jobs.job, id, kinds.model, kinds.image_size, request, refs, attempts, tries, stem, unsent, position AS place
 FROM jobs JOIN kinds USING (kind)
 """
 _PAID = """
@@ -153,7 +153,7 @@ class StateStore:
             )
             if settled.settlement is Settlement.PAID:
                 self._see_price(db, job.kind, settled.answer.credits_micro or 0)
-            return _paid(db.execute(f"{_PAID} WHERE jobs.job = ?", (job.index,)).fetchone())
+            return _bought(job, settled.answer.image_url)
 
         return await self.do(write)  # type: ignore[no-any-return]
 
@@ -344,8 +344,14 @@ def _close(db: sqlite3.Connection, attempt: int, settled: Settled) -> None:
 def _queued(row: sqlite3.Row, *, resend: bool = False) -> QueuedJob:
     kind = Kind(row["model"], row["image_size"])
     return QueuedJob(
-        row["job"], row["id"], kind, row["request"], row["refs"], row["attempts"], row["tries"], resend
+        row["job"], row["id"], kind, row["request"], row["refs"], row["attempts"], row["tries"], resend,
+        stem=row["stem"], unsent=row["unsent"],
     )  # fmt: skip
+
+
+def _bought(job: QueuedJob, url: str) -> PaidImage:
+    """Return the image of a call that was just answered. Nothing of it has to be read again: its row is new."""
+    return PaidImage(job.index, job.id, url, job.stem, _expected_pixels(job.kind, job.request, job.unsent))
 
 
 def paid_images(db: sqlite3.Connection) -> Iterator[PaidImage]:
@@ -367,14 +373,18 @@ def record_image(db: sqlite3.Connection, index: int, image: StoredImage, done_us
     _move(db, index, JobState.PAID, Event.STORED)
 
 
+def _expected_pixels(kind: Kind, request: str, unsent: str | None) -> tuple[int, int] | None:
+    ratio = json.loads(request).get("aspect_ratio") or json.loads(unsent or "{}").get("aspect_ratio")
+    return pixels(kind.model, ratio, kind.image_size)
+
+
 def _paid(row: sqlite3.Row) -> PaidImage:
-    ratio = json.loads(row["request"]).get("aspect_ratio") or json.loads(row["unsent"] or "{}").get("aspect_ratio")
     return PaidImage(
         index=row["job"],
         id=row["id"],
         url=row["image_url"],
         stem=row["stem"],
-        expected_pixels=pixels(row["model"], ratio, row["image_size"]),
+        expected_pixels=_expected_pixels(Kind(row["model"], row["image_size"]), row["request"], row["unsent"]),
         tries=row["tries_"],
         damaged_sha256=row["damaged_sha256"],
         failed_earlier=row["failed_us"] is not None,
