@@ -15,7 +15,7 @@ from banana_batch.images.recovery import rehash, set_changed_aside
 from banana_batch.lifecycle import JobState
 from banana_batch.planning import Prepared, opened_for_images
 from banana_batch.store import database, queries, resolve, runs
-from banana_batch.text import plural, printable
+from banana_batch.text import plural, printable, shell_line
 
 from . import outcome
 from .run import finish, json_whatever_happens
@@ -52,7 +52,10 @@ def verify(
             if not queries.sums_agree(db):
                 raise database.damaged(out, "its sums are not those of its attempts")
             found = _check(db, out)
-        _report(found, json=json)
+        mends = repair and bool(found.bad)
+        if not (json and mends):
+            # One object is promised: with --repair it is the repairing run's.
+            _report(found, json=json)
         if not found.bad:
             return Exit.DONE
         if not repair:
@@ -68,7 +71,14 @@ def verify(
                     set_changed_aside(out, path)
                 yield again
 
-        work = Work(out, settings, repaired, os.environ, sends=False, run_command=f"banana-batch verify {out}")
+        work = Work(
+            out,
+            settings,
+            repaired,
+            os.environ,
+            sends=False,
+            run_command=shell_line(["banana-batch", "verify", str(out)]),
+        )
         return finish(work, told)
     return told.code
 

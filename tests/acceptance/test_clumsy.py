@@ -178,6 +178,15 @@ def _drained(descriptor: int) -> bool:
     return True
 
 
+def test_a_repair_prints_one_object(folder: Path) -> None:
+    """`verify --repair --json` fetches what is gone, free, and prints one JSON object like any other command."""
+    assert command("run", "two.csv", "--sandbox", "-o", "out", "-q", cwd=folder).code == 0
+    (folder / "out" / results(folder / "out")[0]["image"]).unlink()
+    ended = command("verify", "out", "--repair", "--json", cwd=folder)
+    assert (ended.code, ended.summary["jobs"]["done"]) == (0, 2)
+    assert len(charges(folder / "out")) == 2
+
+
 def test_the_key_is_nowhere(folder: Path) -> None:
     """After a run with a key, refused or taken, no file of the batch and no output holds it."""
     key = folder / "key"
