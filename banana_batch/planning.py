@@ -155,7 +155,8 @@ def made_ready(order: Order) -> Iterator[Prepared]:
             prepared = _existing(order) if database.exists(order.out) else _born(order)
         except BaseException as failed:
             if not had_lock and not isinstance(failed, BatchLocked) and not database.state_path(order.out).exists():
-                (order.out / LOCK_NAME).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # what failed is what has to be told, not that this stays
+                    (order.out / LOCK_NAME).unlink()
                 _remove_empty(made)
             raise
         yield prepared
