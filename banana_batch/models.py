@@ -64,7 +64,7 @@ class QueuedJob:
     Attributes:
         index: Order in which the batch first saw the job, from 1.
         attempts: Requests made for it so far, over all runs.
-        tries: Attempts used up by refusals that may pass.
+        tries: Attempts used up by refusals that may pass, in this run.
         resend: It was in doubt, and the user said to send it again in this run.
         stem: Path under `images/` without extension.
         unsent: As in PlannedJob.

@@ -1,5 +1,6 @@
 """When a run ends before its work does: the stop rules, and the exit code of everything together."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -39,6 +40,32 @@ class Streak:
         if rule is None or self.length < rule.after or (rule.from_start and len(self.classes) > 1):
             return None
         return rule
+
+
+@dataclass(slots=True)
+class Refusals:
+    """Whether a refusal that may pass says something about its job, or about the endpoint.
+
+    As long as only one job is refused it may be the job. When others are refused too, and no call that was sent
+    since then was served, it is the endpoint: an hour of that must not use up the tries of any job. Calls that were
+    sent before prove nothing: a wide run has many of them out, and they still end well.
+    """
+
+    _began_s: float = -math.inf
+    _first: int | None = None
+    _everybody: bool = False
+
+    def counts(self, index: int, now_s: float) -> bool:
+        """Take in a refusal; return whether it uses up one of the job's tries."""
+        if self._first is None:
+            self._began_s, self._first = now_s, index
+        self._everybody = self._everybody or index != self._first
+        return not self._everybody
+
+    def served(self, sent_at_s: float) -> None:
+        """Take in that a call was served, or judged by what it asked for."""
+        if sent_at_s >= self._began_s:
+            self._first, self._everybody = None, False
 
 
 def exit_code(stops: list[Stop], jobs: Mapping[JobState, int], *, limited: bool) -> Exit:

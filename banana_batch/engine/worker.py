@@ -8,7 +8,7 @@ Rule 3: whatever ends a call, its attempt is settled by the evidence; what has n
 
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from banana_batch.errors import BananaError, Exit
 from banana_batch.lifecycle import Event, Settlement
@@ -17,11 +17,8 @@ from banana_batch.ports import Clock, Disk, Endpoint, Events, Pacer, Store
 
 from .budget import is_implausible, reserve_for, room
 from .feed import Feed
-from .stops import Stop, Streak
+from .stops import Refusals, Stop, Streak
 from .waiting import Waiters
-
-# So many refusals of one class in a row, with nothing else between, are the endpoint's trouble and not the jobs'.
-EVERYBODY = 5
 
 _SETTLEMENT = {
     Outcome.NOT_SENT: Settlement.NOT_SENT,
@@ -73,6 +70,7 @@ class Sending:
     undurable: int = 0
     asked: bool = False
     asking: bool = False
+    refusals: Refusals = field(default_factory=Refusals)
 
     def stop(self, stop: Stop) -> None:
         """Send nothing more. What is under way goes on."""
@@ -222,11 +220,11 @@ def _settled(shared: Sending, job: QueuedJob, reply: Reply) -> Settled:
     event, settlement, counts = verdict.outcome.event, _SETTLEMENT[verdict.outcome], False
     if verdict.outcome is Outcome.REFUSED_FOR_NOW and verdict.retries != -1:
         allowed = shared.rules.retries if verdict.retries is None else verdict.retries
-        # When everybody is refused it says nothing about the job: an hour of it must not use its tries up.
-        everybody = shared.streak.name == verdict.name and shared.streak.length >= EVERYBODY
-        counts = not shared.pacer.in_incident and not everybody
+        counts = shared.refusals.counts(job.index, shared.clock.monotonic_s()) and not shared.pacer.in_incident
         if counts and job.tries >= allowed:
             event = Event.REFUSED
+    elif verdict.outcome in (Outcome.PAID, Outcome.REFUSED) and reply.latency_s is not None:
+        shared.refusals.served(shared.clock.monotonic_s() - reply.latency_s)
     if answer is not None:
         price = shared.store.price_micro(job.kind)
         if answer.credits_micro is None:

@@ -27,7 +27,7 @@ BALLAST_BYTES = 4 << 20
 MAX_RAW_BYTES = 64 << 10
 
 _QUEUED = """
-SELECT jobs.job, id, kinds.model, kinds.image_size, request, refs, attempts, tries, stem, unsent, position AS place
+SELECT jobs.job, id, kinds.model, kinds.image_size, request, refs, attempts, stem, unsent, position AS place
 FROM jobs JOIN kinds USING (kind)
 """
 _PAID = """
@@ -343,8 +343,9 @@ def _close(db: sqlite3.Connection, attempt: int, settled: Settled) -> None:
 
 def _queued(row: sqlite3.Row, *, resend: bool = False) -> QueuedJob:
     kind = Kind(row["model"], row["image_size"])
+    # Tries are this run's: a storm that several runs began in must not use them up.
     return QueuedJob(
-        row["job"], row["id"], kind, row["request"], row["refs"], row["attempts"], row["tries"], resend,
+        row["job"], row["id"], kind, row["request"], row["refs"], row["attempts"], 0, resend,
         stem=row["stem"], unsent=row["unsent"],
     )  # fmt: skip
 
