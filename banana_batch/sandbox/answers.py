@@ -110,10 +110,13 @@ async def cut_image(request: web.BaseRequest, data: bytes) -> web.StreamResponse
 
 
 async def slow_image(request: web.BaseRequest, data: bytes, seconds: float, pieces: int = 16) -> web.StreamResponse:
-    """Send the picture in pieces, over `seconds`."""
+    """Send the picture in pieces, over `seconds`, for as long as somebody takes it."""
     response = await begin_image(request, len(data))
     step = -(-len(data) // pieces)
     for start in range(0, len(data), step):
         await asyncio.sleep(seconds / pieces)
-        await response.write(data[start : start + step])
+        try:
+            await response.write(data[start : start + step])
+        except ConnectionError:
+            return hang_up(request)
     return response
