@@ -68,6 +68,7 @@ def play(seed: int, jobs: int = JOBS) -> Story:
     with tempfile.TemporaryDirectory(prefix="night-", dir=where) as folder, _bounded():
         world = World(night, Path(folder))
         loop = async_solipsism.EventLoop()
+        loop.set_exception_handler(world.unhandled)
         try:
             with world.inside():
                 loop.run_until_complete(_night(world, story))
@@ -124,6 +125,7 @@ async def _say_stop(world: World, at_s: float) -> None:
 async def _live(world: World, story: Story) -> None:
     """Start the program as its user would, until there is nothing left that starting again could do."""
     deaths, stop_by = list(world.night.deaths), world.night.stop_by_s is not None
+    calls = 0
     for _ in range(MOST_RUNS):
         code = await world.one_run(deaths.pop(0) if deaths else None, stop_by=stop_by)
         story.runs.append(f"{asyncio.get_running_loop().time():.0f}s {'died' if code is None else code.name}")
@@ -132,13 +134,14 @@ async def _live(world: World, story: Story) -> None:
             if late_s > 0:
                 story.broken.append(f"a call was sent {late_s:.0f} s after --stop-by")
             stop_by = False
-        if not _goes_on(world, story, code):
+        calls, made = sum(world.calls.values()), calls
+        if not _goes_on(world, story, code, sent=calls > made):
             return
         await asyncio.sleep(120)
     story.broken.append(f"{MOST_RUNS} runs were not enough: {story.runs[-3:]}")
 
 
-def _goes_on(world: World, story: Story, code: Exit | None) -> bool:
+def _goes_on(world: World, story: Story, code: Exit | None, *, sent: bool) -> bool:
     """Do what a user does after this exit code; tell whether to run again."""
     states = _states(world)
     if code is None or states["paid"]:
@@ -155,7 +158,7 @@ def _goes_on(world: World, story: Story, code: Exit | None) -> bool:
             world.balance += world.night.jobs * 20_000_000
             return True
         case Exit.IN_DOUBT:
-            return world.night.in_doubt in ("resend", "drop")
+            return world.night.in_doubt == "drop" or (world.night.in_doubt == "resend" and sent)
         case Exit.DONE | Exit.FAILED | Exit.BUDGET:
             return False
     story.broken.append(f"a night that could go on ended with {code.name}")
@@ -195,7 +198,11 @@ def _unpaid(db: sqlite3.Connection, night: Night, story: Story) -> list[str]:
     for job in [row[0] for row in db.execute("SELECT job FROM jobs WHERE state = 'failed'")]:
         sent = db.execute("SELECT sent_us FROM attempts WHERE job = ? AND outcome = 'refused'", (job,)).fetchall()
         own = [row[0] for row in sent if not _within(row[0], weathers)]
-        if not own:
+        # A job that is alone can't be told from one that is refused for its own sake.
+        others = db.execute(
+            "SELECT count(*) FROM attempts WHERE job <> ? AND sent_us BETWEEN ? AND ?", (job, sent[-3][0], sent[-1][0])
+        ).fetchone()[0]
+        if not own and others:
             broken.append(f"job {job} failed by storms alone")
     return broken
 

@@ -23,13 +23,18 @@ BEGIN INSERT INTO seen VALUES ('attempt', NEW.attempt, OLD.outcome, NEW.outcome,
 """
 
 _JOB_MOVES = frozenset(
-    "pending>sending sending>pending sending>failed sending>paid sending>in_doubt paid>done paid>lost"
-    " in_doubt>pending in_doubt>paid in_doubt>dropped failed>pending dropped>pending done>paid".split()
-)
+    {
+        "pending>sending", "sending>pending", "sending>failed", "sending>paid", "sending>in_doubt", "paid>done",
+        "paid>lost", "in_doubt>pending", "in_doubt>paid", "in_doubt>dropped", "failed>pending", "dropped>pending",
+        "done>paid",
+    }
+)  # fmt: skip
 _ATTEMPT_MOVES = frozenset(
-    "sending>not_sent sending>refused sending>paid sending>unpriced sending>doubt"
-    " doubt>charged doubt>not_charged doubt>paid".split()
-)
+    {
+        "sending>not_sent", "sending>refused", "sending>paid", "sending>unpriced", "sending>doubt",
+        "doubt>charged", "doubt>not_charged", "doubt>paid",
+    }
+)  # fmt: skip
 _FREE = frozenset({"not_sent", "refused", "not_charged"})
 _SPENT = frozenset({"paid", "charged"})
 _AT_RISK = frozenset({"doubt", "unpriced"})
@@ -55,6 +60,10 @@ class Attempt:
             self.reserved if self.outcome in _AT_RISK else 0,
             spent if self.wasted else 0,
         )
+
+
+def _attempt(outcome: str, job: int, run: int, reserved: int, credits_: int | None, wasted: int) -> Attempt:
+    return Attempt(job, run, outcome, reserved, credits_, bool(wasted))
 
 
 class Witness:
@@ -84,8 +93,8 @@ class Witness:
     def attach(self, db: sqlite3.Connection) -> None:
         """Begin to watch a connection; what happened before is read from the file."""
         self.attempts = {
-            row[0]: Attempt(*row[1:5], row[5], bool(row[6]))
-            for row in db.execute("SELECT attempt, job, run, outcome, reserved, credits, wasted FROM attempts")
+            row[0]: _attempt(*tuple(row)[1:])
+            for row in db.execute("SELECT attempt, outcome, job, run, reserved, credits, wasted FROM attempts")
         }
         self.of_job = defaultdict(list)
         for number, attempt in self.attempts.items():
@@ -105,14 +114,14 @@ class Witness:
             return
         db.execute("DELETE FROM seen")
         begun = 0
-        for what, row, was, becomes, job, run, reserved, credits, wasted in map(tuple, rows):
+        for what, number, was, becomes, *rest in rows:
             if what == "job":
-                self._moved(row, was, becomes)
+                self._moved(number, was, becomes)
             elif was is None:
                 begun += 1
-                self._began(row, Attempt(job, run, becomes, reserved, credits, bool(wasted)))
+                self._began(number, _attempt(becomes, *rest))
             else:
-                self._changed(row, was, Attempt(job, run, becomes, reserved, credits, bool(wasted)))
+                self._changed(number, was, _attempt(becomes, *rest))
         self._weigh(db, begun)
 
     def _moved(self, job: int, was: str, becomes: str) -> None:

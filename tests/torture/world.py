@@ -8,12 +8,12 @@ import asyncio
 import contextlib
 import csv
 import io
+import logging
 import math
 import os
 import random
 import shutil
 import sqlite3
-from asyncio.base_events import MAXIMUM_SELECT_TIMEOUT
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -32,6 +32,7 @@ from banana_batch.batch import Machinery, Run, Work
 from banana_batch.errors import Exit
 from banana_batch.manifest.loader import open_manifests
 from banana_batch.planning import Order, Prepared, made_ready
+from banana_batch.report.account import Account
 from banana_batch.sandbox.config import Latency, SandboxConfig, list_prices
 from banana_batch.sandbox.faults import CallInfo, Canned, Fault, FaultKind
 from banana_batch.sandbox.server import Sandbox
@@ -45,6 +46,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PORT = 8787
+_LONGEST_S = 86_400  # asyncio waits no longer at once
 EVENING = datetime(2026, 1, 15, 22, 0, tzinfo=UTC)
 _STORM_FAULTS = {
     Storm.ERRORS: FaultKind.SERVER_ERROR,
@@ -166,7 +168,7 @@ def _select(selector: async_solipsism.selector.Selector, timeout: float | None =
             ready.append((key, events))
     if ready:
         return ready
-    if timeout is None or timeout >= MAXIMUM_SELECT_TIMEOUT:
+    if timeout is None or timeout >= _LONGEST_S:
         raise async_solipsism.exceptions.SleepForeverError("nothing will ever happen any more")
     selector.clock.advance(max(timeout, 0.0))
     return []
@@ -271,10 +273,10 @@ class World:
             out=self.out,
             base_url=f"http://127.0.0.1:{PORT}",
             concurrency=night.concurrency,
-            budget=None if self.budget is None else money.credits_text(self.budget),  # type: ignore[arg-type]
+            budget=None if self.budget is None else money.credits_text(self.budget),
             give_up_after=8 * 3600.0,
             download_wait=night.download_wait_s,
-            in_doubt=night.in_doubt,  # type: ignore[arg-type]  # one of the choices
+            in_doubt=night.in_doubt,
             stop_by=datetime.fromtimestamp(at).time() if stop_by else None,  # noqa: DTZ006  # as a clock on the wall
             log_file=self.folder / "run.log",
         )
@@ -306,7 +308,8 @@ class World:
             shutil.rmtree(self.out)
             life.left.rename(self.out)
             return None
-        return life.task.result().exit
+        account: Account = life.task.result()
+        return account.exit
 
     def _watch(self, db: sqlite3.Connection) -> None:
         self.witness.budget = self.budget
@@ -314,6 +317,17 @@ class World:
         self.witness.attach(db)
         if not self.indices:
             self.indices = {row[0]: row[1] for row in db.execute("SELECT request ->> 'prompt', job FROM jobs")}
+
+    def unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Keep what nobody caught; what a dead program leaves uncaught is no matter."""
+        if not isinstance(context.get("exception"), Dead | None):
+            self._break(f"uncaught: {context}")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep what the endpoint's server logs as an error of its own."""
+        if record.levelno >= logging.ERROR:
+            self._break(f"the sandbox failed: {record.exc_info and record.exc_info[1]!r}")
+        return False
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
@@ -335,4 +349,7 @@ class World:
             patch("aiohttp.connector.aiohappyeyeballs.start_connection", connect),
             patch.object(StateStore, "_transaction", watched),
         ):
+            server = logging.getLogger("aiohttp.server")
+            server.addFilter(self)
             yield
+            server.removeFilter(self)
