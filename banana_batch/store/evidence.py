@@ -58,16 +58,40 @@ def _lost_commits(wal: bytes) -> int:
     if not whole and frames:
         mark = Counter(frame[8:16] for frame in frames).most_common(1)[0][0]
     good = _good_frames(frames, mark, sums, swapped=swapped) if whole else 0
-    # A frame that ends a commit states the size of the file; one of an earlier time has another mark.
-    lost = sum(frame[4:8] != bytes(4) and frame[8:16] == mark for frame in frames[good:])
+    # What lies behind a damaged frame goes on from there. What commits left that failed does not, as each was written
+    # over the one before, at the same place: each such remainder is one commit at most.
+    lost = remainder = 0
+    for at in range(good, len(frames)):
+        goes_on = not whole or (at > good and _follows(frames, at, sums, swapped=swapped))
+        # A frame that ends a commit states the size of the file; one of an earlier time has another mark.
+        remainder = (remainder if goes_on else 0) + (frames[at][4:8] != bytes(4) and frames[at][8:16] == mark)
+        lost = max(lost, remainder)
     return lost if lost > 1 else 0
+
+
+def _follows(frames: list[bytes], at: int, head: tuple[int, int], *, swapped: bool) -> bool:
+    """Tell whether a frame was written after the one before it, whose own check sum may be what is damaged."""
+    stated = _stated(frames[at - 1])
+    before = _stated(frames[at - 2]) if at > 1 else head
+    return any(
+        _sums(frames[at], start, swapped=swapped) == _stated(frames[at])
+        for start in (stated, _sums(frames[at - 1], before, swapped=swapped))
+    )
+
+
+def _stated(frame: bytes) -> tuple[int, int]:
+    return struct.unpack(">2I", frame[16:_FRAME_HEADER])
+
+
+def _sums(frame: bytes, start: tuple[int, int], *, swapped: bool) -> tuple[int, int]:
+    return _checksum(frame[:8] + frame[_FRAME_HEADER:], start, swapped=swapped)
 
 
 def _good_frames(frames: list[bytes], mark: bytes, sums: tuple[int, int], *, swapped: bool) -> int:
     """Return how many frames SQLite would read: until the first that is of another time, or damaged."""
     for number, frame in enumerate(frames):
-        sums = _checksum(frame[:8] + frame[_FRAME_HEADER:], sums, swapped=swapped)
-        if frame[8:16] != mark or struct.pack(">2I", *sums) != frame[16:_FRAME_HEADER]:
+        sums = _sums(frame, sums, swapped=swapped)
+        if frame[8:16] != mark or sums != _stated(frame):
             return number
     return len(frames)
 
