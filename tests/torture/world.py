@@ -9,23 +9,16 @@ import contextlib
 import csv
 import io
 import logging
-import math
 import os
 import random
 import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 from unittest.mock import patch
-
-import async_solipsism
-import async_solipsism.clock
-import async_solipsism.selector
 
 from banana_batch import money
 from banana_batch.batch import Machinery, Run, Work
@@ -39,15 +32,11 @@ from banana_batch.sandbox.server import Sandbox
 from banana_batch.settings import Settings
 from banana_batch.store.queries import Doubt
 from banana_batch.store.state import StateStore
+from tests.torture.virtual import EVENING, Inline, VirtualClock, virtual_network
 from tests.torture.weather import KINDS, Death, Night, Spell, Storm
 from tests.torture.witness import Witness
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 PORT = 8787
-_LONGEST_S = 86_400  # asyncio waits no longer at once
-EVENING = datetime(2026, 1, 15, 22, 0, tzinfo=UTC)
 _STORM_FAULTS = {
     Storm.ERRORS: FaultKind.SERVER_ERROR,
     Storm.OVERLOAD: FaultKind.UNAVAILABLE,
@@ -56,31 +45,6 @@ _STORM_FAULTS = {
     Storm.DOUBTS: FaultKind.GATEWAY_TIMEOUT,
 }
 _NO_BALANCE = b'{"status":"FAILED","message":"Insufficient balance","data":null}'
-
-
-class Inline(Executor):
-    """Runs everything at once, on the caller's thread."""
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        future: Future[T] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as failed:  # noqa: BLE001  # as an executor has it
-            future.set_exception(failed)
-        return future
-
-
-class VirtualClock:
-    """The loop's time; the wall clock runs along from 22:00."""
-
-    def monotonic_s(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def wall_us(self) -> int:
-        return round((EVENING.timestamp() + self.monotonic_s()) * 1e6)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 class Nobody:
@@ -148,30 +112,6 @@ def _copied(source: str, target: str) -> None:
         os.link(source, target)
     else:
         shutil.copyfile(source, target)
-
-
-def _advance(clock: async_solipsism.clock.Clock, delta: float) -> None:
-    """Go on by whole ticks, rounded up: a clock that stands still for a shorter wait would stand still for ever."""
-    clock._ticks += math.ceil(delta / clock.resolution)
-
-
-def _select(selector: async_solipsism.selector.Selector, timeout: float | None = None) -> list[tuple[Any, int]]:
-    """Do what the original does, without a lookup for each connection: half of a night's time goes there."""
-    ready = []
-    for key in selector._fd_to_key.values():
-        events, connection = 0, key.fd.socket
-        if key.events & EVENT_READ and connection.read_ready():
-            events |= EVENT_READ
-        if key.events & EVENT_WRITE and connection.write_ready():
-            events |= EVENT_WRITE
-        if events:
-            ready.append((key, events))
-    if ready:
-        return ready
-    if timeout is None or timeout >= _LONGEST_S:
-        raise async_solipsism.exceptions.SleepForeverError("nothing will ever happen any more")
-    selector.clock.advance(max(timeout, 0.0))
-    return []
 
 
 class World:
@@ -342,13 +282,7 @@ class World:
             self.life.after_commit()
             return results
 
-        connect = async_solipsism.aiohappyeyeballs_start_connection
-        with (
-            patch("async_solipsism.clock.Clock.advance", _advance),
-            patch("async_solipsism.selector.Selector.select", _select),
-            patch("aiohttp.connector.aiohappyeyeballs.start_connection", connect),
-            patch.object(StateStore, "_transaction", watched),
-        ):
+        with virtual_network(), patch.object(StateStore, "_transaction", watched):
             server = logging.getLogger("aiohttp.server")
             server.addFilter(self)
             yield
