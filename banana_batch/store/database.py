@@ -278,8 +278,8 @@ def _refusing_damage(out: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as failed:
-        if "no such" in str(failed):
+        if "no such" in str(failed) or "decode" in str(failed):
             raise damaged(out, str(failed)) from failed
         raise DiskError(f"{state_path(out)}: {failed}", "mend the disk or the permissions, then run again") from failed
-    except sqlite3.DatabaseError as failed:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as failed:
         raise damaged(out, str(failed)) from failed

@@ -61,23 +61,23 @@ def headless(out: Path) -> None:
 
 
 def into_the_file(out: Path, *statements: str) -> None:
-    """Bring the `-wal` into the file and change it, with its own rules switched off."""
+    """Bring the `-wal` into the file and change it, with its own rules switched off meanwhile."""
     with closing(sqlite3.connect(out / STATE, isolation_level=None)) as db:
-        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        rules = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in rules:
             db.execute(f"DROP TRIGGER {name}")
         for statement in statements:
             db.execute(statement)
+        for _, rule in rules:
+            db.execute(rule)
 
 
 def renamed(out: Path) -> None:
     """Change one letter of a bought job's id, in its row and not in the index: it would be a new job."""
     into_the_file(out)
     data = (out / STATE).read_bytes()
-    place = data.rindex(b"job 1")
-    index = data.index(b"job 1")
-    assert place != index
-    changed = data.replace(b"job 10", b"joc 10", 1)
-    (out / STATE).write_bytes(changed)
+    row = data.index(b"job 10done")
+    (out / STATE).write_bytes(data[:row] + b"joc" + data[row + 3 :])
 
 
 def other_sums(out: Path) -> None:
@@ -114,6 +114,16 @@ def test_a_state_that_forgot_what_it_bought_is_refused(
         would_send(folder)
     assert refused.value.hint
     assert "put" in refused.value.hint
+
+
+def test_names_that_are_no_text_are_damage(killed: tuple[Path, frozenset[str]]) -> None:
+    """A schema whose bytes are no UTF-8 is refused like any other damage, without a traceback."""
+    folder, _ = killed
+    into_the_file(folder / "out")
+    data = (folder / "out" / STATE).read_bytes()
+    (folder / "out" / STATE).write_bytes(data.replace(b"credits are stated once", b"credits are st\xc3ted once", 1))
+    with pytest.raises(ManifestError, match="damaged"):
+        would_send(folder)
 
 
 def test_what_a_kill_leaves_is_no_damage(killed: tuple[Path, frozenset[str]]) -> None:

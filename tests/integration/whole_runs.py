@@ -271,5 +271,5 @@ __all__ = ["Arrived", "Eager", "Ended", "Gateway", "Tally", "Watcher", "attempts
 def scratch() -> Iterator[Path]:
     """Make a folder in memory where there is one: a sync costs nothing there, and no promise here needs it."""
     memory = Path("/dev/shm")  # a folder of its own below
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(prefix="whole-runs-", dir=memory if memory.is_dir() else None) as folder:
         yield Path(folder)

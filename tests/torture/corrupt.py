@@ -201,7 +201,7 @@ def would_send(folder: Path) -> set[str]:
     with made_ready(order) as prepared, closing(prepared.db) as db:
         run._recover(db)
         rows = db.execute("SELECT id, request FROM jobs WHERE state = 'pending' AND position IS NOT NULL").fetchall()
-        return {row["id"] for row in rows} | {json.loads(row["request"])["prompt"] for row in rows}
+        return {row["id"] for row in rows} | {json.loads(row["request"]).get("prompt", "") for row in rows}
 
 
 def run_cases(numbers: range) -> Figures:
