@@ -215,6 +215,8 @@ class Pacer:
             return math.inf
         if not self._begun:
             self._begun = True
+            # So that a machine that sleeps during the first call of all is noticed too.
+            self._account.watch_sleep(now_s, self._clock.wall_us())
             self._governor.open_wide(now_s)
         if self._deadline is not None and self._too_late(kind, now_s):
             self._stop(StopCause(Stop.DEADLINE))
