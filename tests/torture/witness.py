@@ -89,6 +89,7 @@ class Witness:
         self._sums = [0, 0, 0, 0]
         self._excess = 0
         self._overspent = 0
+        self._floor = 0
 
     def attach(self, db: sqlite3.Connection) -> None:
         """Begin to watch a connection; what happened before is read from the file."""
@@ -102,7 +103,10 @@ class Witness:
         self._sums = [sum(column) for column in zip(*(one.weight() for one in self.attempts.values()), strict=True)]
         self._sums = self._sums or [0, 0, 0, 0]
         self.states = dict(db.execute("SELECT job, state FROM jobs").fetchall())
-        self._overspent = 0
+        # A budget may be set below what is committed already: then nothing more is sent.
+        self._floor = sum(self._sums[:3])
+        self._excess = 0
+        self._overspent = 2 if self.budget is not None and self._floor > self.budget else 0
         db.execute("PRAGMA temp_store = MEMORY")
         db.executescript(_TRIGGERS)
 
@@ -129,6 +133,7 @@ class Witness:
         self._hold(self.states[job] == was, f"job {job} was {self.states[job]}, the file says {was}")
         if becomes == "pending" and was not in ("sending", "failed", "dropped"):
             self._hold(self.may_resend, f"job {job} went {was} > pending without the user's word")
+        if becomes == "pending" and was in ("in_doubt", "dropped"):
             self.resends[job] += 1
         self.states[job] = becomes
 
@@ -168,7 +173,7 @@ class Witness:
         if self.budget is None:
             return
         self._hold(
-            committed <= self.budget + self._excess,
+            committed <= max(self.budget, self._floor) + self._excess,
             f"{committed} committed of a budget of {self.budget}, answers dearer than reserved by {self._excess}",
         )
         # A reserve may be decided just before a dear answer lands and be written just after it: one commit later.
