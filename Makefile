@@ -28,7 +28,7 @@ check: $(READY) ## Lint, format, types, walls of the house
 	$(BIN)/lint-imports
 
 test: $(READY) ## All tests but the long torture (at most two minutes)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 bench: $(READY) ## Measure beside what a user would pick instead
 	$(BIN)/python -m tests.benchmarks
