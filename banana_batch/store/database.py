@@ -14,10 +14,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from banana_batch.errors import DiskError, ManifestError, OutputError, SettingsError
+from banana_batch.text import printable
 
 from .evidence import lost_commits
 from .mounts import remote_kind
 from .queries import sums_agree
+from .shape import foreign_parts, odd_file
 
 STATE_NAME = "state.sqlite3"
 IMAGES_NAME = "images"
@@ -164,6 +166,7 @@ def open_writer(out: Path) -> sqlite3.Connection:
         ManifestError: damaged, not ours, newer, or too old.
         DiskError: it can't be read.
     """
+    _refuse_odd(out)
     lost = lost_commits(state_path(out).with_name(f"{STATE_NAME}-wal"))
     if lost:
         raise damaged(out, f"{lost:,} commits lie behind damage in {STATE_NAME}-wal")
@@ -185,6 +188,7 @@ def open_reader(out: Path) -> sqlite3.Connection:
     Raises:
         ManifestError, DiskError: as `open_writer`.
     """
+    _refuse_odd(out)
     with _refusing_damage(out):
         db = _connect(state_path(out), mode="ro")
         try:
@@ -255,6 +259,15 @@ def _check_version(db: sqlite3.Connection, out: Path) -> None:
         )
     if version < VERSION and version not in MIGRATIONS:
         raise damaged(out, f"state version {version} is not known")
+    foreign = foreign_parts(db) if version == VERSION else []
+    if foreign:
+        raise damaged(out, f"not as it was made: {printable(', '.join(foreign), 200)}")
+
+
+def _refuse_odd(out: Path) -> None:
+    odd = odd_file(state_path(out))
+    if odd is not None:
+        raise damaged(out, odd)
 
 
 def _migrate(db: sqlite3.Connection) -> None:

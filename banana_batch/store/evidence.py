@@ -138,12 +138,17 @@ def set_log_aside(out: Path) -> None:
             log.replace(out / f"{LOG_NAME}.old")
 
 
+def _plainly(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def _last_attempt(log: Path) -> int:
     """Return the number of the last request that the log tells of; 0 where it tells of none."""
-    with contextlib.suppress(OSError), log.open("rb") as file:
+    # Nothing that was put in the log's place is followed or waited for; a pipe ends at the seek.
+    with contextlib.suppress(OSError), open(log, "rb", opener=_plainly) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
         for line in reversed(file.read().splitlines()):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 found = json.loads(line)
                 attempt = found.get("attempt") if isinstance(found, dict) else None
                 if type(attempt) is int:

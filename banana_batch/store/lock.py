@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from banana_batch.errors import BatchLocked, OutputError
 
 LOCK_NAME = ".lock"
 _TRIES = 100
+# No symlink is followed, and a pipe in its place is not waited for.
+_PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextlib.contextmanager
@@ -23,24 +26,34 @@ def batch_lock(out: Path) -> Iterator[None]:
 
     Raises:
         BatchLocked: another process holds it; the message names its pid and host.
-        OutputError: the lock file can't be made.
+        OutputError: the lock file can't be made, or anybody may change the folder.
     """
+    _refuse_public(out)
     descriptor = _locked(out)
     try:
         # The holder's name is for people only: the lock itself is the kernel's, so a full disk is no obstacle.
         with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+            # A file that has another name too is not ours alone: it must not be cut off.
+            if os.fstat(descriptor).st_nlink == 1:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _refuse_public(out: Path) -> None:
+    """Refuse a folder in which any user may swap files while they are written (safety.md, S8)."""
+    mode = out.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise OutputError(f"{out}: any user of this machine may change it", f"chmod o-w {out}")
 
 
 def _locked(out: Path) -> int:
     path = out / LOCK_NAME
     for _ in range(_TRIES):
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _PLAIN, 0o600)
         except OSError as failed:
             raise OutputError(f"{out}: can't make the lock file: {failed.strerror}") from failed
         try:
@@ -65,7 +78,7 @@ def holder(out: Path) -> str | None:
     """Return who runs the batch, `pid 4711 on host`; None if nobody does. Takes no lock, not for an instant."""
     path = out / LOCK_NAME
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | _PLAIN)
     except OSError:
         return None
     try:
