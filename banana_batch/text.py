@@ -5,12 +5,17 @@ file names (`slug`). Prompts themselves are never altered on their way to the en
 """
 
 import re
+import shlex
 import unicodedata
+from collections.abc import Iterable
 
 # C0, DEL and C1 controls (terminal escapes start here), line and paragraph separators (they split log
 # records), bidirectional overrides and isolates (they reorder what a person reads), lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\0", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# What spreadsheets take for a formula, behind spaces and what can't be seen; and controls, which some of them drop.
+_FORMULA = re.compile(
+    "[\\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*[=+\\-@\uff1d\uff0b\uff0d\uff20\u2212]|[\\x00-\\x1f\x7f]"
+)
 
 # Lower-case letters and digits stay, all other bytes become spaces.
 _WORDS_ONLY = bytes(ord(chr(byte).lower()) if chr(byte).isalnum() and byte < 128 else 32 for byte in range(256))
@@ -26,7 +31,27 @@ def printable(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
 
 def csv_cell(text: str) -> str:
     """Return a cell that no spreadsheet takes for a formula (OWASP: a leading apostrophe)."""
-    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def shell_line(words: Iterable[str]) -> str:
+    """Return a command to be pasted: words that hold what `printable` removes are spelled in escapes, `$'…'`."""
+    return " ".join(shlex.quote(word) if not _UNSAFE.search(word) else _ansi_c(word) for word in words)
+
+
+def _ansi_c(word: str) -> str:
+    shown = "".join(_bytes_escaped(char) if _UNSAFE.match(char) else _QUOTED.get(char, char) for char in word)
+    return f"$'{shown}'"
+
+
+_QUOTED = {"'": "\\'", "\\": "\\\\"}
+
+
+def _bytes_escaped(char: str) -> str:
+    # Three digits: a hexadecimal escape would take a following digit in. File names that are no UTF-8 have their
+    # bytes as surrogates.
+    errors = "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"
+    return "".join(f"\\{byte:03o}" for byte in char.encode("utf-8", errors))
 
 
 def slug(text: str, max_bytes: int = 60) -> str:

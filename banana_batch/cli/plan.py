@@ -1,7 +1,6 @@
 """What a plan shows: counts, credits, time, disk, and what to do next."""
 
 import os
-import shlex
 from pathlib import Path
 
 from banana_batch import accounting, money
@@ -13,7 +12,7 @@ from banana_batch.planning import Order, Prepared
 from banana_batch.report import tables
 from banana_batch.report.account import run_summary
 from banana_batch.store import queries
-from banana_batch.text import bytes_text, duration_text, plural
+from banana_batch.text import bytes_text, duration_text, plural, printable, shell_line
 
 # Round figures for a batch without history: what such calls take, and what such images weigh (vendor facts).
 _GUESS_S = {"1K": 17.0, "2K": 35.0, "4K": 60.0}
@@ -114,7 +113,7 @@ def plan_json(order: Order, prepared: Prepared) -> dict[str, object]:
 def plan_text(order: Order, prepared: Prepared, sources: list[str]) -> str:
     """Return the plan for a person."""
     figures, difference = Figures(order, prepared), prepared.difference
-    lines = [f"{plural(difference.rows, 'job')} for {order.out}", "", *_table(prepared), ""]
+    lines = [f"{plural(difference.rows, 'job')} for {printable(str(order.out))}", "", *_table(prepared), ""]
     lines += _notes(order, prepared)
     for warning in prepared.warnings[:_MAX_WARNINGS]:
         lines.append(f"  warning: {warning}")
@@ -137,7 +136,7 @@ def _table(prepared: Prepared) -> list[str]:
     head = ["model", "size", "new", *(name for _, name in shown), *(["removed"] if removed else [])]
     rows = [
         [
-            line.kind.model,
+            printable(line.kind.model, 40),
             line.kind.image_size,
             f"{line.new:,}",
             *(f"{line.states.get(state, 0):,}" for state, _ in shown),
@@ -155,7 +154,7 @@ def _notes(order: Order, prepared: Prepared) -> list[str]:
     counted = (
         (difference.changed, "changed since they were sent: bought anew, the old image stays"),
         (difference.removed, "no longer in the manifest: not sent"),
-        (in_doubt, f"in doubt, not sent without your word: banana-batch resolve {shlex.quote(str(order.out))}"),
+        (in_doubt, f"in doubt, not sent without your word: banana-batch resolve {shell_line([str(order.out)])}"),
         (difference.duplicates, f"ask for what another row asks for ({pays.get(order.settings.dedupe, '')})"),
     )
     return [f"  {count:,} {what}" for count, what in counted if count]
@@ -193,5 +192,5 @@ def _next(order: Order, figures: Figures, sources: list[str]) -> list[str]:
     if figures.measured or figures.to_send <= _CANARY:
         return []
     side = ["--sandbox"] if order.settings.sandbox else []
-    command = shlex.join(["banana-batch", "run", *sources, *side, "-o", str(order.out), "--limit", str(_CANARY)])
+    command = shell_line(["banana-batch", "run", *sources, *side, "-o", str(order.out), "--limit", str(_CANARY)])
     return ["", f"First buy {_CANARY}, then plan again with measured figures:", f"  {command}"]

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import resource
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from banana_batch.report.account import Account
 from banana_batch.report.summary import terminal_text
 from banana_batch.report.tally import Tally
 from banana_batch.settings import Settings
+from banana_batch.text import shell_line
 
 from . import outcome
 from .hook import on_finish
@@ -50,7 +50,7 @@ def run(manifests: Manifests, options: dict[str, Any]) -> int:
             order.settings,
             lambda: made_ready(order),
             os.environ,
-            run_command=shlex.join(["banana-batch", *sys.argv[1:]]),
+            run_command=shell_line(["banana-batch", *sys.argv[1:]]),
         )
         return finish(work, told)
     return told.code
@@ -166,6 +166,7 @@ def download(
     with json_whatever_happens(options) as told:
         out, settings, ready = opened_for_images(batch, options, os.environ, Path.cwd())
         told.out = out
-        work = Work(out, settings, ready, os.environ, sends=False, run_command=f"banana-batch download {out}")
+        command = shell_line(["banana-batch", "download", str(out)])
+        work = Work(out, settings, ready, os.environ, sends=False, run_command=command)
         return finish(work, told)
     return told.code

@@ -12,7 +12,7 @@ import typer
 
 from banana_batch.errors import Exit, UsageError
 from banana_batch.planning import Order, settle_order
-from banana_batch.text import slug
+from banana_batch.text import printable, slug
 
 from . import outcome
 
@@ -37,6 +37,10 @@ def schedule(
     with open(os.devnull, "rb") as nothing:
         order = settle_order([str(jobfile)], {}, os.environ, Path.cwd(), nothing)
     path = jobfile.absolute()
+    for place in (path, order.out):
+        # A line end in a name would be a line of the unit, and with it a command of its own.
+        if printable(str(place), 10_000) != str(place):
+            raise UsageError(f"{printable(str(place))}: a path with control characters can't be scheduled", "rename it")
     if target == "systemd":
         outcome.say(_units(path, order, f"{int(match[1]):02d}:{match[2]}"))
     else:

@@ -4,13 +4,12 @@ Rule 1: what the exit code is about comes first, then whatever else the batch st
 Rule 2: nothing that may buy an image twice is advised without saying so.
 """
 
-import shlex
 from dataclasses import dataclass
 
 from banana_batch.errors import Exit
 from banana_batch.lifecycle import JobState
 from banana_batch.money import MICRO
-from banana_batch.text import plural
+from banana_batch.text import plural, shell_line
 
 from .account import Account
 
@@ -38,7 +37,7 @@ _MEND: dict[Exit, str] = {
 
 def next_steps(account: Account) -> list[Step]:
     """Return what to do next, most urgent first; nothing where all is done."""
-    out = shlex.quote(account.out)
+    out = shell_line([account.out])
     steps = []
     paid, doubts = account.count(JobState.PAID), account.count(JobState.IN_DOUBT)
     failed, lost = account.count(JobState.FAILED), account.count(JobState.LOST)

@@ -89,10 +89,11 @@ def result_dict(row: Row) -> dict[str, Any]:
 def json_line(result: Mapping[str, Any]) -> bytes:
     """Return an object as a line of ASCII JSON."""
     try:
-        return to_json(result, ensure_ascii=True, inf_nan_mode="null") + b"\n"
+        line = to_json(result, ensure_ascii=True, inf_nan_mode="null") + b"\n"
     except ValueError:
         # Lone surrogates: JSON can spell them, UTF-8 can't hold them, and to_json goes by UTF-8.
-        return json.dumps(result, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+        line = json.dumps(result, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+    return line.replace(b"\x7f", b"\\u007f")  # ASCII too, and a control
 
 
 def write_results(folder: Path | int, rows: Iterable[Mapping[str, Any]]) -> int:
