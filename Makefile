@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test bench torture clean
+.PHONY: help install demo check test bench bench-quick torture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -32,6 +32,9 @@ test: $(READY) ## All tests but the long torture (at most two minutes)
 
 bench: $(READY) ## Measure beside what a user would pick instead
 	$(BIN)/python -m tests.benchmarks
+
+bench-quick: $(READY) ## The same with smaller workloads (at most two minutes)
+	$(BIN)/python -m tests.benchmarks --quick
 
 torture: $(READY) ## Kills, power cuts, faults (15 minutes; TIER=b: the nightly one)
 	$(BIN)/python -m tests.torture $(or $(TIER),a)
