@@ -46,24 +46,37 @@ class Streak:
 class Refusals:
     """Whether a refusal that may pass says something about its job, or about the endpoint.
 
-    As long as only one job is refused it may be the job. When others are refused too, and no call that was sent
-    since then was served, it is the endpoint: an hour of that must not use up the tries of any job. Calls that were
-    sent before prove nothing: a wide run has many of them out, and they still end well.
+    As long as only one job is refused it may be the job. When another is refused too, and no call that was sent
+    since then was served, it is the endpoint: an hour of that must not use up the tries of any job, so what the first
+    one used up meanwhile is given back. Calls that were sent before prove nothing: a wide run has many of them out,
+    and they still end well.
     """
 
+    _used: dict[int, int] = field(default_factory=dict)  # tries, by job; only of jobs that are refused for now
     _began_s: float = -math.inf
     _first: int | None = None
+    _first_had: int = 0
     _everybody: bool = False
 
-    def counts(self, index: int, now_s: float) -> bool:
-        """Take in a refusal; return whether it uses up one of the job's tries."""
-        if self._first is None:
-            self._began_s, self._first = now_s, index
-        self._everybody = self._everybody or index != self._first
-        return not self._everybody
+    def refused(self, index: int, now_s: float, *, counts: bool) -> int:
+        """Take in a refusal; return how many tries its job has used up with it, 0 if it uses none up.
 
-    def served(self, sent_at_s: float) -> None:
+        Args:
+            counts: False: it is known already that the endpoint fails for everybody.
+        """
+        if self._first is None:
+            self._began_s, self._first, self._first_had = now_s, index, self._used.get(index, 0)
+        elif index != self._first and not self._everybody:
+            self._everybody = True
+            self._used[self._first] = self._first_had
+        if self._everybody or not counts:
+            return 0
+        self._used[index] = self._used.get(index, 0) + 1
+        return self._used[index]
+
+    def served(self, index: int, sent_at_s: float) -> None:
         """Take in that a call was served, or judged by what it asked for."""
+        self._used.pop(index, None)
         if sent_at_s >= self._began_s:
             self._first, self._everybody = None, False
 

@@ -220,11 +220,12 @@ def _settled(shared: Sending, job: QueuedJob, reply: Reply) -> Settled:
     event, settlement, counts = verdict.outcome.event, _SETTLEMENT[verdict.outcome], False
     if verdict.outcome is Outcome.REFUSED_FOR_NOW and verdict.retries != -1:
         allowed = shared.rules.retries if verdict.retries is None else verdict.retries
-        counts = shared.refusals.counts(job.index, shared.clock.monotonic_s()) and not shared.pacer.in_incident
-        if counts and job.tries >= allowed:
+        used = shared.refusals.refused(job.index, shared.clock.monotonic_s(), counts=not shared.pacer.in_incident)
+        counts = used > 0
+        if used > allowed:
             event = Event.REFUSED
     elif verdict.outcome in (Outcome.PAID, Outcome.REFUSED) and reply.latency_s is not None:
-        shared.refusals.served(shared.clock.monotonic_s() - reply.latency_s)
+        shared.refusals.served(job.index, shared.clock.monotonic_s() - reply.latency_s)
     if answer is not None:
         price = shared.store.price_micro(job.kind)
         if answer.credits_micro is None:
