@@ -36,6 +36,7 @@ MOMENTS = ("buying", "waiting", "hanging", "outage", "deadline")
 JOBS = [f"job {number}" for number in range(1, 11)]
 RETRY_AFTER_S, TIMEOUT_S, SHORT_S = 1.0, 0.6, 3.0
 SLACK_S = 5.0  # a busy machine is slow; a jump would be an hour
+EARLY_S = 1.0  # no call starts that is likely to end past the deadline
 SLEPT_S = 30.0
 LIBRARIES = (
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -119,7 +120,7 @@ def judge(moment: str, jump_s: float, seen: Seen, calm: Seen) -> list[str]:
     if bool(slept) != (jump_s > SLEPT_S) or len(slept) > 1:
         found.append(f"slept was said {len(slept)} times")
     if moment == "deadline":
-        if seen.ended.exit is not Exit.STOPPED or not SHORT_S <= seen.elapsed_s + 0.2 < SHORT_S + SLACK_S:
+        if seen.ended.exit is not Exit.STOPPED or not SHORT_S <= seen.elapsed_s + EARLY_S < SHORT_S + SLACK_S:
             found.append(f"exit {int(seen.ended.exit)} after {seen.elapsed_s:.1f} s of {SHORT_S} s")
         return found
     if (seen.ended.exit, seen.ended.jobs) != (calm.ended.exit, calm.ended.jobs):
