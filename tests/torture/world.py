@@ -158,6 +158,10 @@ class World:
 
     # The endpoint.
 
+    def clock(self) -> VirtualClock:
+        """Return the time that the program goes by."""
+        return VirtualClock()
+
     def sandbox(self) -> Sandbox:
         return Sandbox(None, self.config, PORT, executor=Inline(), now=lambda: EVENING)
 
@@ -233,7 +237,7 @@ class World:
                 yield prepared
 
         life = self.life = Life(self.out, death)
-        clock, view = VirtualClock(), Nobody(life)
+        clock, view = self.clock(), Nobody(life)
         machinery = Machinery(clock=clock, rng=random.Random(self.night.seed), executor=lambda _width, _name: Inline())
         life.run = Run(Work(self.out, settings, ready, {"TT_API_KEY": "key"}), lambda _: view, machinery)
         life.task = asyncio.create_task(life.run.run())
