@@ -105,8 +105,3 @@ def after(state: JobState, event: Event) -> JobState:
         return TRANSITIONS[state, event]
     except KeyError:
         raise IllegalTransition(state, event) from None
-
-
-def source_states(event: Event) -> frozenset[JobState]:
-    """Return the states in which a job may take this event."""
-    return frozenset(state for state, known in TRANSITIONS if known is event)
