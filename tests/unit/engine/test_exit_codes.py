@@ -1,0 +1,58 @@
+"""What a run ends with, from what stopped it and what it left."""
+
+from collections import Counter
+
+import pytest
+
+from banana_batch.engine.stops import Stop, Streak, exit_code
+from banana_batch.errors import Exit
+from banana_batch.lifecycle import JobState
+from banana_batch.models import Outcome, Signal, StopRule, Verdict
+
+P = JobState.PENDING
+
+
+@pytest.mark.parametrize(
+    ("stops", "jobs", "code"),
+    [
+        ([], {JobState.DONE: 3}, Exit.DONE),
+        ([], {JobState.DROPPED: 3}, Exit.DONE),
+        ([], {JobState.FAILED: 1}, Exit.FAILED),
+        ([], {JobState.LOST: 1}, Exit.FAILED),
+        ([], {JobState.IN_DOUBT: 1, JobState.FAILED: 1}, Exit.IN_DOUBT),
+        ([], {JobState.PAID: 1, JobState.IN_DOUBT: 1}, Exit.NOT_FETCHED),
+        ([], {P: 1}, Exit.STOPPED),
+        ([Exit.BUDGET], {P: 1, JobState.PAID: 1}, Exit.BUDGET),
+        ([Exit.BUDGET], {JobState.DONE: 1}, Exit.DONE),
+        ([Exit.OUT_OF_CREDITS, Exit.BUDGET], {P: 1}, Exit.OUT_OF_CREDITS),
+        ([Exit.DISK, Exit.KEY, Exit.BUDGET], {P: 1}, Exit.DISK),
+        ([Exit.DISK], {JobState.DONE: 1}, Exit.DISK),
+    ],
+)
+def test_the_gravest_reason_is_the_exit_code(stops: list[Exit], jobs: dict[JobState, int], code: Exit) -> None:
+    """Contract, section 7: the order when several hold. A stop that left nothing undone changed nothing."""
+    assert exit_code([Stop(one, "x") for one in stops], Counter(jobs), limited=False) is code
+
+
+def test_what_a_limit_left_out_was_not_asked_for() -> None:
+    """With --limit, pending jobs are no unfinished work."""
+    assert exit_code([], Counter({P: 5, JobState.DONE: 2}), limited=True) is Exit.DONE
+
+
+def verdict(name: str, after: int = 2, *, from_start: bool = False) -> Verdict:
+    rule = StopRule(Exit.PROTOCOL, "look", after, from_start)
+    return Verdict(name, Outcome.IN_DOUBT, Signal.DOUBT, stop=rule)
+
+
+def test_a_stop_rule_counts_answers_in_a_row() -> None:
+    """Another answer between them begins the count anew."""
+    streak = Streak()
+    assert [streak.see(verdict(name)) is None for name in ("a", "b", "a", "a")] == [True, True, True, False]
+
+
+def test_a_rule_for_the_start_holds_only_there() -> None:
+    """Ten bad rows at the start are a bad manifest; after another answer they are ten bad rows."""
+    streak = Streak()
+    assert streak.see(verdict("a", 1, from_start=True)) is not None
+    streak.see(verdict("b", 9))
+    assert streak.see(verdict("a", 1, from_start=True)) is None
