@@ -15,11 +15,12 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hypothesis.core
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -223,7 +224,7 @@ class Batch(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 9), counts=st.booleans(), sent=st.booleans())
     def refuse_for_now(self, pick: int, counts: bool, sent: bool) -> None:
         how = (Event.REFUSED_FOR_NOW, Settlement.REFUSED) if sent else (Event.NOT_SENT, Settlement.NOT_SENT)
-        self.again.append(self._settle(pick, Settled(*how, "later", counts=counts)))
+        self.again.append(replace(self._settle(pick, Settled(*how, "later", counts=counts)), resend=False))
 
     @precondition(lambda self: self.flying)
     @rule(pick=st.integers(0, 9))
@@ -345,7 +346,7 @@ class Batch(RuleBasedStateMachine):
 def _settings(examples: int, steps: int) -> settings:
     return settings(
         max_examples=examples, stateful_step_count=steps, deadline=None, database=None, print_blob=False,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
     )  # fmt: skip
 
 
