@@ -201,7 +201,7 @@ def _unpaid(db: sqlite3.Connection, night: Night, story: Story) -> list[str]:
         own = [row[0] for row in sent if not _within(row[0], weathers)]
         # A job that is alone can't be told from one that is refused for its own sake.
         others = db.execute(
-            "SELECT count(*) FROM attempts WHERE job <> ? AND sent_us BETWEEN ? AND ?", (job, sent[0][0], sent[-1][0])
+            "SELECT count(*) FROM attempts WHERE job <> ? AND sent_us BETWEEN ? AND ?", (job, sent[-3:][0][0], sent[-1][0])
         ).fetchone()[0]
         if not own and others:
             broken.append(f"job {job} failed by storms alone")
