@@ -218,8 +218,9 @@ def _host_of(url: URL) -> str | None:
     if not host:
         return None
     if ":" in host:
+        zone = host.partition("%")[2]
         try:
-            return str(ip_address(host))
+            return str(ip_address(host)) if _HOST.fullmatch(zone.lower() or "x") else None
         except ValueError:
             return None
     name = (url.raw_host or "").lower().rstrip(".")
