@@ -252,7 +252,7 @@ def _images(db: sqlite3.Connection, out: Path) -> list[str]:
         known.add(path)
         if hashlib.sha256((out / path).read_bytes()).digest() != sha256:
             broken.append(f"{path} is not what the state says")
-    found = {f"images/{name}" for name in os.listdir(out / "images")}
+    found = {str(path.relative_to(out)) for path in (out / "images").rglob("*") if not path.is_dir()}
     if found != known:
         broken.append(f"files that are no finished image: {sorted(found ^ known)[:5]}")
     return broken
