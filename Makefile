@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test bench bench-quick torture clean
+.PHONY: help install demo check test audit bench bench-quick torture clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -38,6 +38,9 @@ bench-quick: $(READY) ## The same with smaller workloads (at most two minutes)
 
 torture: $(READY) ## Kills, power cuts, faults (15 minutes; TIER=b: the nightly one)
 	$(BIN)/python -m tests.torture $(or $(TIER),a)
+
+audit: $(READY) ## Look for known holes in what the lock names (asks the package index)
+	$(BIN)/python -m pip_audit --strict --require-hashes --disable-pip --progress-spinner off -r constraints.txt
 
 clean: ## Remove the environment and what tests and demos left
 	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
