@@ -1,15 +1,10 @@
 """Composition root: opens everything a run needs in one stack, runs it, closes it, tells how it went."""
 
-import asyncio
 import contextlib
-import random
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
 
 from . import accounting, money
 from .accounting import Span
@@ -19,16 +14,15 @@ from .engine.pool import Ending, Pool, PoolConfig
 from .engine.stops import Stop, exit_code
 from .engine.worker import Rules
 from .errors import REASONS, BananaError, DiskError, Exit, KeyRefused
+from .estimating import Estimate, Estimates
 from .images.fetcher import COMMIT_THREADS, DISK_THREADS, ImageFetcher
-from .images.links import link_images
-from .images.recovery import adopt, remove_parts
 from .lifecycle import JobState
-from .pacing.clock import SystemClock
+from .mending import recover, share_images
 from .pacing.deadlines import deadline
 from .pacing.pacer import Pacer
 from .pacing.pacer import Stop as PacerStop
 from .planning import ALLOWED_HOSTS, BASE_URL, SANDBOX_PORT, Prepared
-from .ports import Clock, Events
+from .ports import Events
 from .report.account import Account
 from .report.fanout import Fanout
 from .report.log import RunLog
@@ -36,12 +30,13 @@ from .report.markdown import write_summary
 from .report.results import FILE_NAME as RESULTS_NAME
 from .report.results import result_dict, write_results
 from .report.tally import Tally
-from .sandbox.server import Sandbox, choose_port
-from .settings import TIMEOUT_4K_S, TIMEOUT_S, Settings
+from .sandbox.server import choose_port
+from .settings import TIMEOUT_4K_S, TIMEOUT_S
 from .store import queries, runs
 from .store.room import Room
-from .store.state import StateStore, paid_images, record_image, share_image
-from .text import duration_text, plural
+from .store.state import StateStore
+from .text import duration_text
+from .work import Machinery, View, Work
 
 LOG_NAME = "run.log"
 SANDBOX_FOLDER = "sandbox"
@@ -49,61 +44,9 @@ SANDBOX_KEY = "sandbox"
 ASK_ABOVE_MICRO = 1000 * money.MICRO
 MAX_FETCHERS = 64
 MIN_FETCHERS = 4
-TWINS_AT_ONCE = 256
+__all__ = ["LOG_NAME", "Machinery", "Run", "View", "Work"]
+
 _OF_IMAGES = frozenset({JobState.PAID, JobState.LOST})
-
-
-class View(Protocol):
-    """Who watches a run: a terminal, or a program."""
-
-    @property
-    def can_ask(self) -> bool:
-        """There is somebody to ask."""
-
-    def emit(self, event: str, /, **facts: object) -> None:
-        """See ports.Events."""
-
-    async def ask(self, question: str) -> bool:
-        """Ask a yes-or-no question; False where there is nobody to ask."""
-
-    async def ask_doubts(self, doubts: Sequence[queries.Doubt]) -> bool:
-        """Ask whether jobs in doubt are to be sent again."""
-
-
-@dataclass(slots=True)
-class Machinery:
-    """What a run is made with; a simulation hands in its own.
-
-    Attributes:
-        executor: Makes an executor of so many threads, with a name.
-        endpoint, images, sandbox: Make the adapters.
-    """
-
-    clock: Clock = field(default_factory=SystemClock)
-    rng: random.Random = field(default_factory=random.Random)
-    executor: Callable[[int, str], Executor] = ThreadPoolExecutor
-    endpoint: Callable[..., EndpointClient] = EndpointClient
-    images: Callable[..., ImageFetcher] = ImageFetcher
-    sandbox: Callable[..., Sandbox] = Sandbox
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one run is to do.
-
-    Attributes:
-        ready: Locks the batch and opens its state, planned and ready.
-        environ: Where the key may be.
-        sends: Whether paid calls may be made at all.
-        run_command: The command line that goes on with this batch.
-    """
-
-    out: Path
-    settings: Settings
-    ready: Callable[[], contextlib.AbstractContextManager[Prepared]]
-    environ: Mapping[str, str]
-    sends: bool = True
-    run_command: str = ""
 
 
 @dataclass(slots=True)
@@ -116,16 +59,6 @@ class _Begun:
     started_us: int
     started_s: float
     changed: bool
-
-
-class _Estimate(NamedTuple):
-    """Credits of the whole batch, in millionths; `left`: jobs wait; `whole`: every price is known."""
-
-    least: int
-    expected: int
-    most: int
-    left: bool
-    whole: bool
 
 
 class Run:
@@ -143,8 +76,7 @@ class Run:
         self._pool: Pool | None = None
         self._early: Stop | None = None
         self._store: StateStore | None = None
-        self._estimates = 0
-        self._watch = _Watch(self._tell_estimate)
+        self._estimates = Estimates(work.settings.caps.max_price)
 
     def drain(self, stop: Stop) -> None:
         """Start nothing more; let calls in flight end, at most for the grace time."""
@@ -177,7 +109,7 @@ class Run:
         with runs.telling_disk(), self._work.ready() as prepared:
             db = prepared.db
             try:
-                changed = self._recover(db) or not prepared.unchanged
+                changed = recover(db, self._work.out, self._clock, self._view) or not prepared.unchanged
                 resend = await self._settle_doubts(db)
                 self._secret = self._load_key()
                 run = runs.begin_run(db, started_us, self._settings.budget)
@@ -197,13 +129,14 @@ class Run:
         async with contextlib.AsyncExitStack() as stack:
             log = self._open_log(stack)
             room = Room(self._work.out)
-            self._events = Fanout([self.tally, log, room, self._view, self._watch])
+            self._events = Fanout([self.tally, log, room, self._view, self._estimates])
             base_url = await self._gateway(begun.db, stack)
             endpoint = await self._endpoint(base_url, stack)
             images = await self._images(base_url, stack)
             thread = self._executor(1, "state", stack)
             store = self._store = StateStore(begun.db, thread, self._clock, begun.run, self._work.out)
             stack.callback(store.release)
+            self._estimates.serve(store, self._events)
             pacer = self._make_pacer(begun.db)
             pool = Pool(
                 self._pool_config(resend=resend),
@@ -224,31 +157,13 @@ class Run:
             ending = await pool.run()
             self._pool = None
             stops = [*ending.stops, *self._pacer_stop(pacer, ending)]
-            await self._share_images(store)
+            await share_images(store, self._work.out, self._clock, self._events)
             code = await store.do(lambda db: self._close_run(db, begun, stops, limited=ending.limited))
             account = self._account(begun, code)
             self._events.emit("run_ended", exit=int(code), reason=REASONS[code])
         return account
 
     # Beginning.
-
-    def _recover(self, db: sqlite3.Connection) -> bool:
-        """Bring into order what a dead run left; tell whether there was anything."""
-        with runs.transaction(db):
-            doubts = runs.doubt_interrupted(db, runs.DIED)
-        if doubts:
-            self._view.emit(
-                "note", message=f"an earlier run died with {plural(doubts, 'request')} on the wire: now in doubt"
-            )
-        remove_parts(self._work.out)
-        adopted = 0
-        for image in list(paid_images(db)):
-            found = adopt(self._work.out, image)
-            if found is not None:
-                with runs.transaction(db):
-                    record_image(db, image.index, found, self._clock.wall_us())
-                adopted += 1
-        return bool(doubts or adopted)
 
     async def _settle_doubts(self, db: sqlite3.Connection) -> bool:
         """Return whether jobs in doubt are sent again in this run; drop them where that was said."""
@@ -307,7 +222,7 @@ class Run:
                 clock=self._clock,
                 timeout_s=self._settings.timeout_s,
                 executor=self._executor(1, "references", stack),
-                proxy=self._settings.proxy,
+                proxy=self._proxy,
                 ca_file=self._settings.ca_file,
             )
         )
@@ -320,11 +235,16 @@ class Run:
                 committer=self._executor(COMMIT_THREADS, "images", stack),
                 disk=self._executor(DISK_THREADS, "disk", stack),
                 allow_hosts=self._settings.allow_host,
-                proxy=self._settings.proxy,
+                proxy=self._proxy,
                 ca_file=self._settings.ca_file,
                 redact=self._secret.redact,
             )
         )
+
+    @property
+    def _proxy(self) -> str | None:
+        """The sandbox is this machine itself: nothing of it passes a proxy."""
+        return None if self._settings.sandbox else self._settings.proxy
 
     def _executor(self, threads: int, name: str, stack: contextlib.AsyncExitStack) -> Executor:
         return stack.enter_context(self._machinery.executor(threads, name))
@@ -383,53 +303,14 @@ class Run:
 
     async def _confirm_spending(self) -> bool:
         assert self._store is not None
-        whole: _Estimate = await self._store.do(self._estimate)
+        whole: Estimate = await self._store.do(self._estimates.estimate)
         spent = money.priced_text(self._store.totals.committed)
         return await self._view.ask(
             f"{spent} so far; all of it is likely to cost {money.priced_text(whole.expected)}, at most"
             f" {money.priced_text(whole.most)}. Go above {money.priced_text(ASK_ABOVE_MICRO)}?"
         )
 
-    def _tell_estimate(self) -> None:
-        assert self._store is not None
-
-        def tell(done: "asyncio.Future[_Estimate]") -> None:
-            if done.cancelled() or done.exception() is not None:
-                return
-            found = done.result()
-            # Twice at most: when the first price is known, and when every price is.
-            if found.left and (self._estimates == 0 or (found.whole and self._estimates == 1)):
-                self._estimates = 2 if found.whole else 1
-                self._events.emit(
-                    "estimate", least_micro=found.least, expected_micro=found.expected, most_micro=found.most
-                )
-
-        self._store.do(self._estimate).add_done_callback(tell)
-
-    def _estimate(self, db: sqlite3.Connection) -> _Estimate:
-        prices = {
-            past.kind: (past.mean_micro, past.highest_micro)
-            for past in queries.history(db, latencies=False)
-            if past.mean_micro is not None and past.highest_micro is not None
-        }
-        left = queries.pending_kinds(db, on_wire=True)
-        totals = queries.totals(db)
-        least, expected, most = (
-            totals.spent + totals.at_risk + more
-            for more in accounting.estimate(left, prices, self._settings.caps.max_price)
-        )
-        return _Estimate(least, expected, most, bool(left), left.keys() <= prices.keys())
-
     # Ending.
-
-    async def _share_images(self, store: StateStore) -> None:
-        """Give each row that asks for what another row bought a link to that image under its own name."""
-        while twins := await store.do(lambda db: queries.ready_twins(db, TWINS_AT_ONCE)):
-            shared = link_images(self._work.out, [(index, stem, path) for index, _, stem, path in twins])
-            now_us = self._clock.wall_us()
-            for index, name, _, _ in twins:
-                await store.do(partial(share_image, index=index, path=shared[index], done_us=now_us))
-                self._events.emit("shared", index=index, id=name, path=shared[index])
 
     def _pacer_stop(self, pacer: Pacer, ending: Ending) -> list[Stop]:
         cause = pacer.stopped_because
@@ -475,31 +356,12 @@ class Run:
             outages=self.tally.outages,
         )
         try:
-            if begun.changed or self._watch.changed or not (out / RESULTS_NAME).exists():
+            if begun.changed or self._estimates.changed or not (out / RESULTS_NAME).exists():
                 write_results(out, map(result_dict, queries.results(db)))
             write_summary(out, account)
         except DiskError as failed:
             self._view.emit("note", message=f"the results could not be written: {failed}; banana-batch export {out}")
         return account
-
-
-class _Watch:
-    """Notes whether a run changed anything, and the first price of each kind; implements ports.Events."""
-
-    def __init__(self, first_price: Callable[[], None]) -> None:
-        self.changed = False
-        self._first_price = first_price
-        self._priced: set[object] = set()
-
-    def emit(self, event: str, /, **facts: object) -> None:
-        """See ports.Events."""
-        self.changed = self.changed or event in _CHANGES
-        if event == "answered" and facts["credits_micro"] is not None and facts["kind"] not in self._priced:
-            self._priced.add(facts["kind"])
-            self._first_price()
-
-
-_CHANGES = frozenset({"sent", "stored", "fetch_failed", "shared"})
 
 
 def _close(db: sqlite3.Connection) -> None:

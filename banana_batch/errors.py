@@ -87,6 +87,15 @@ class BananaError(Exception):
         self.hint = hint
 
 
+def bug_text(failed: BaseException) -> str:
+    """Say what broke and where, never its words or its locals: they may hold the key."""
+    import traceback
+
+    where = traceback.extract_tb(failed.__traceback__)[-3:]
+    places = ", ".join(f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno}" for frame in where)
+    return f"a bug here: {type(failed).__name__} at {places}"
+
+
 class UsageError(BananaError):
     """The command line can't be understood."""
 

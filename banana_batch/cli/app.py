@@ -8,7 +8,7 @@ import typer
 import typer.main
 
 from banana_batch import __version__
-from banana_batch.errors import BananaError, Exit, UsageError
+from banana_batch.errors import BananaError, Exit, UsageError, bug_text
 
 from . import outcome
 
@@ -79,11 +79,6 @@ def main(arguments: list[str]) -> int:
 
 
 def bug(failed: BaseException) -> int:
-    """Tell of a bug without its locals: they may hold the key."""
-    import traceback
-
-    where = traceback.extract_tb(failed.__traceback__)[-3:]
-    places = ", ".join(f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno}" for frame in where)
-    error = BananaError(f"a bug here: {type(failed).__name__} at {places}", "please report it; nothing paid is lost")
-    outcome.complain(error)
+    """Tell of a bug."""
+    outcome.complain(BananaError(bug_text(failed), "please report it; nothing paid is lost"))
     return Exit.BUG

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
-from banana_batch.errors import BananaError, Exit
+from banana_batch.errors import BananaError, Exit, bug_text
 from banana_batch.models import FetchFailed, PaidImage
 from banana_batch.ports import Clock, Events, Images, Pacer, Store
 
@@ -97,7 +97,7 @@ class Downloads:
                 self._on_stop(Stop(failed.exit, str(failed), failed.hint or ""))
                 self._give_up()
             except Exception as failed:  # noqa: BLE001  # a bug must not cancel other people's paid calls
-                self._on_stop(Stop(Exit.BUG, f"a bug here: {type(failed).__name__}: {failed}", "please report it"))
+                self._on_stop(Stop(Exit.BUG, bug_text(failed), "please report it"))
                 self._give_up()
             finally:
                 self._fetching -= 1

@@ -13,7 +13,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from banana_batch.errors import BananaError, Exit
+from banana_batch.errors import BananaError, Exit, bug_text
 from banana_batch.models import QueuedJob
 from banana_batch.ports import Clock, Disk, Endpoint, Events, Images, Pacer, Store
 
@@ -171,8 +171,8 @@ class Pool:
         except BananaError as failed:
             shared.stop(Stop(failed.exit, str(failed), failed.hint or ""))
         except Exception as failed:  # noqa: BLE001  # a bug must not cancel other people's paid calls: drain and say so
-            self._events.emit("bug", error=type(failed).__name__, message=str(failed))
-            shared.stop(Stop(Exit.BUG, f"a bug here: {type(failed).__name__}: {failed}", "please report it"))
+            self._events.emit("bug", error=type(failed).__name__, message=bug_text(failed))
+            shared.stop(Stop(Exit.BUG, bug_text(failed), "please report it"))
         finally:
             self._senders -= 1
             if not self._senders:

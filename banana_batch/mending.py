@@ -1,0 +1,45 @@
+"""What a run mends before it begins and completes before it ends: doubts, parts, lost rows, shared images."""
+
+import sqlite3
+from functools import partial
+from pathlib import Path
+
+from .images.links import link_images
+from .images.recovery import adopt, remove_parts
+from .ports import Clock, Events
+from .store import queries, runs
+from .store.state import StateStore, paid_images, record_image, share_image
+from .text import plural
+
+TWINS_AT_ONCE = 256
+
+
+def recover(db: sqlite3.Connection, out: Path, clock: Clock, events: Events) -> bool:
+    """Bring into order what a dead run left; tell whether there was anything.
+
+    Raises:
+        DiskError, OutputError: it can't be.
+    """
+    with runs.transaction(db):
+        doubts = runs.doubt_interrupted(db, runs.DIED)
+    if doubts:
+        events.emit("note", message=f"an earlier run died with {plural(doubts, 'request')} on the wire: now in doubt")
+    remove_parts(out)
+    adopted = 0
+    for image in list(paid_images(db)):
+        found = adopt(out, image)
+        if found is not None:
+            with runs.transaction(db):
+                record_image(db, image.index, found, clock.wall_us())
+            adopted += 1
+    return bool(doubts or adopted)
+
+
+async def share_images(store: StateStore, out: Path, clock: Clock, events: Events) -> None:
+    """Give each row that asks for what another row bought a link to that image under its own name."""
+    while twins := await store.do(partial(queries.ready_twins, limit=TWINS_AT_ONCE)):
+        shared = link_images(out, [(index, stem, path) for index, _, stem, path in twins])
+        now_us = clock.wall_us()
+        for index, name, _, _ in twins:
+            await store.do(partial(share_image, index=index, path=shared[index], done_us=now_us))
+            events.emit("shared", index=index, id=name, path=shared[index])

@@ -1,0 +1,71 @@
+"""What one run is told to do, what it is made with, and who watches it."""
+
+import contextlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from .endpoint.client import EndpointClient
+from .images.fetcher import ImageFetcher
+from .pacing.clock import SystemClock
+from .planning import Prepared
+from .ports import Clock
+from .sandbox.server import Sandbox
+from .settings import Settings
+from .store import queries
+
+
+class View(Protocol):
+    """Who watches a run: a terminal, or a program."""
+
+    @property
+    def can_ask(self) -> bool:
+        """There is somebody to ask."""
+
+    def emit(self, event: str, /, **facts: object) -> None:
+        """See ports.Events."""
+
+    async def ask(self, question: str) -> bool:
+        """Ask a yes-or-no question; False where there is nobody to ask."""
+
+    async def ask_doubts(self, doubts: Sequence[queries.Doubt]) -> bool:
+        """Ask whether jobs in doubt are to be sent again."""
+
+
+@dataclass(slots=True)
+class Machinery:
+    """What a run is made with; a simulation hands in its own.
+
+    Attributes:
+        executor: Makes an executor of so many threads, with a name.
+        endpoint, images, sandbox: Make the adapters.
+    """
+
+    clock: Clock = field(default_factory=SystemClock)
+    rng: random.Random = field(default_factory=random.Random)
+    executor: Callable[[int, str], Executor] = ThreadPoolExecutor
+    endpoint: Callable[..., EndpointClient] = EndpointClient
+    images: Callable[..., ImageFetcher] = ImageFetcher
+    sandbox: Callable[..., Sandbox] = Sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one run is to do.
+
+    Attributes:
+        ready: Locks the batch and opens its state, planned and ready.
+        environ: Where the key may be.
+        sends: Whether paid calls may be made at all.
+        run_command: The command line that goes on with this batch.
+    """
+
+    out: Path
+    settings: Settings
+    ready: Callable[[], contextlib.AbstractContextManager[Prepared]]
+    environ: Mapping[str, str]
+    sends: bool = True
+    run_command: str = ""
