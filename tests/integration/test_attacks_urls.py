@@ -171,3 +171,14 @@ async def test_a_second_origin_sees_nothing_of_either_session(status: int) -> No
         for file in folder.rglob("*"):
             assert not file.is_file() or CANARY.encode() not in file.read_bytes()
     await asyncio.sleep(0)
+
+
+async def test_references_are_sent_and_never_fetched() -> None:
+    """A manifest's urls are the endpoint's to read, wherever they lead: from here nobody is asked."""
+    with whole_runs.scratch() as folder:
+        async with gateway() as sink, gateway() as peer:
+            PEERS.update(int(each.url.rpartition(":")[2]) for each in (sink, peer))
+            references = [f"{sink.url}/a.png", "http://169.254.169.254/latest/meta-data/", "https://10.0.0.1/a.png"]
+            rows: list[dict[str, Any]] = [{"prompt": "a", "refer_images": references}]
+            ended = await run_batch(folder / "out", peer.url, [], rows=rows)
+        assert (ended.exit, len(peer.posts), sink.connections) == (Exit.DONE, 1, 0)
