@@ -22,8 +22,9 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from banana_batch.batch import Run, Work
 from banana_batch.errors import BananaError, Exit
+from banana_batch.mending import recover
+from banana_batch.pacing.clock import SystemClock
 from banana_batch.planning import made_ready, settle_order
 from banana_batch.store.state import BALLAST_NAME
 from tests.integration.answers_peer import answer, failed
@@ -201,9 +202,8 @@ def would_send(folder: Path) -> set[str]:
     order = settle_order(
         [str(folder / "out.jsonl")], {"out": str(out), "base_url": "http://127.0.0.1:9"}, {}, folder, io.BytesIO()
     )
-    run = Run(Work(out, order.settings, lambda: made_ready(order), {}), lambda _tally: Watcher())
     with made_ready(order) as prepared, closing(prepared.db) as db:
-        run._recover(db)
+        recover(db, out, SystemClock(), Watcher())
         rows = db.execute("SELECT id, request FROM jobs WHERE state = 'pending' AND position IS NOT NULL").fetchall()
         return {row["id"] for row in rows} | {json.loads(row["request"]).get("prompt", "") for row in rows}
 
