@@ -145,6 +145,8 @@ async def _live(world: World, story: Story) -> None:
 def _goes_on(world: World, story: Story, code: Exit | None, *, sent: bool) -> bool:
     """Do what a user does after this exit code; tell whether to run again."""
     states = _states(world)
+    if code is Exit.NOT_FETCHED and world.night.download_wait_s > 600 and not world.night.unreachable:
+        story.broken.append(f"{states['paid']} images are left although nothing kept them away for long")
     if code is None or states["paid"]:
         return True
     match code:
@@ -181,6 +183,7 @@ def _judge(world: World, story: Story, sandbox: Sandbox) -> None:
         story.counts.update(state for _, state, _, _ in states)
         story.counts["attempts"] = len(rows)
         story.broken += _unpaid(db, world.night, story)
+        story.broken += _late(db, world, story)
         story.broken += _charges(db, sandbox)
         story.broken += _images(db, world.out)
 
@@ -201,11 +204,24 @@ def _unpaid(db: sqlite3.Connection, night: Night, story: Story) -> list[str]:
         own = [row[0] for row in sent if not _within(row[0], weathers)]
         # A job that is alone can't be told from one that is refused for its own sake.
         others = db.execute(
-            "SELECT count(*) FROM attempts WHERE job <> ? AND sent_us BETWEEN ? AND ?", (job, sent[-3:][0][0], sent[-1][0])
+            "SELECT count(*) FROM attempts WHERE job <> ? AND sent_us BETWEEN ? AND ?",
+            (job, sent[-3:][0][0], sent[-1][0]),
         ).fetchone()[0]
         if not own and others:
             broken.append(f"job {job} failed by storms alone")
     return broken
+
+
+def _late(db: sqlite3.Connection, world: World, story: Story) -> list[str]:
+    """Tell whether the night took longer than its faults account for."""
+    throttled = db.execute(
+        "SELECT count(*) FROM attempts WHERE class IN ('rate_limited', 'queue_full', 'overloaded', 'server_failed')"
+    ).fetchone()[0]
+    night = world.night
+    # Half as long again, an hour for the way back, two minutes a restart, and two for each refusal's cool-down.
+    due_s = 1.5 * night.work_s + night.stormy_s * 16 / 15 + 3600 + 120 * (len(story.runs) + throttled)
+    late_s = world.last_call_s - due_s
+    return [f"the last call was sent {late_s:.0f} s later than the faults account for"] if late_s > 0 else []
 
 
 def _within(sent_us: int, weathers: list[tuple[float, float]]) -> bool:

@@ -85,6 +85,17 @@ class Night:
     download_wait_s: float
 
     @property
+    def work_s(self) -> float:
+        """Seconds that the jobs take where nothing goes wrong but the endpoint's own limits."""
+        by_width = self.jobs * self.median_s * 1.3 / min(self.concurrency, self.queue_limit or self.concurrency)
+        return max(by_width, self.jobs / self.rate_limit * 60 if self.rate_limit else 0.0)
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether there are hours in which not even an image can be fetched."""
+        return any(spell.storm in (Storm.REFUSED, Storm.DROPPED) for spell in self.spells)
+
+    @property
     def stormy_s(self) -> float:
         """Seconds of the night in which nothing can be bought."""
         return sum(spell.lasts_s for spell in self.spells)
