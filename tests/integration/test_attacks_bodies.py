@@ -158,3 +158,12 @@ async def test_a_pixel_bomb_goes_to_damaged_undecoded(tmp_path: Path) -> None:
     assert (outcome.name, outcome.lost) == ("image_too_large", False)
     assert everything(tmp_path) == set()
     assert grown.mib < BOUND_MIB
+
+
+def test_few_pieces_of_a_body_are_kept() -> None:
+    """However small they come: an object a byte would be fifty times the body."""
+    pieces: list[bytes] = []
+    for number in range(5000):
+        download._keep(pieces, b"%d" % (number % 10))
+        assert len(pieces) <= download.MAX_PIECES
+    assert b"".join(pieces) == b"0123456789" * 500

@@ -120,6 +120,7 @@ IMAGE_ECHOES = {
     "a redirect with a user": answer(302, b"", f"Location: https://{quote(CANARY, safe='')}@cdn.example/a.png"),
     "an encoding": answer(200, b"x", f"Content-Encoding: {CANARY}"),
     "a label": answer(200, whole_runs.IMAGE, f"Content-Type: image/{CANARY}"),
+    "a long label": answer(200, whole_runs.IMAGE, f"Content-Type: image/{'x' * 34}{CANARY}"),
     "a status line": f"HTTP/1.1 404 {CANARY}\r\nContent-Length: 0\r\n\r\n".encode(),
     "no http": f"{CANARY}\r\n\r\n".encode(),
     "a page": answer(200, f"<html>{CANARY}</html>".encode(), "Content-Type: text/html"),
