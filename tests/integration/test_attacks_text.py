@@ -134,9 +134,7 @@ def test_no_cell_is_a_formula(text: str) -> None:
     stream = io.StringIO()
     write_csv(stream, [{**keys, **row}])
     for line in csv.reader(io.StringIO(stream.getvalue())):
-        assert all(
-            cell.startswith(("'", "meta.")) or not cell or cell in {*keys, *row} for cell in line
-        )
+        assert all(cell.startswith(("'", "meta.")) or not cell or cell in {*keys, *row} for cell in line)
 
 
 @given(st.text(max_size=40))
