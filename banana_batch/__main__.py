@@ -1,5 +1,6 @@
 """The command: `banana-batch` and `python -m banana_batch` are the same program."""
 
+import gc
 import os
 import sys
 
@@ -14,6 +15,7 @@ def main() -> None:
         # Answered before anything is imported.
         print(__version__)  # noqa: T201
         sys.exit(0)
+    gc.disable()  # while everything is loaded; `app` turns it on
     from .cli import app
 
     try:

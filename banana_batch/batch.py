@@ -30,7 +30,6 @@ from .report.markdown import write_summary
 from .report.results import FILE_NAME as RESULTS_NAME
 from .report.results import result_dict, write_results
 from .report.tally import Tally
-from .sandbox.server import choose_port
 from .settings import TIMEOUT_4K_S, TIMEOUT_S
 from .store import queries, runs
 from .store.room import Room
@@ -204,6 +203,8 @@ class Run:
         if not self._settings.sandbox:
             url = self._settings.base_url
         else:
+            from .sandbox.server import choose_port
+
             port = int(runs.recall(db, SANDBOX_PORT) or choose_port())
             sandbox = await stack.enter_async_context(
                 self._machinery.sandbox(self._work.out / SANDBOX_FOLDER, port=port)

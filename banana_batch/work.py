@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .endpoint.client import EndpointClient
 from .images.fetcher import ImageFetcher
 from .pacing.clock import SystemClock
 from .planning import Prepared
 from .ports import Clock
-from .sandbox.server import Sandbox
 from .settings import Settings
 from .store import queries
+
+if TYPE_CHECKING:
+    from .sandbox.server import Sandbox
 
 
 class View(Protocol):
@@ -35,6 +37,12 @@ class View(Protocol):
         """Ask whether jobs in doubt are to be sent again."""
 
 
+def _sandbox(folder: Path, **options: Any) -> "Sandbox":
+    from .sandbox.server import Sandbox  # with a web server and pictures: for a rehearsal only
+
+    return Sandbox(folder, **options)
+
+
 @dataclass(slots=True)
 class Machinery:
     """What a run is made with; a simulation hands in its own.
@@ -49,7 +57,7 @@ class Machinery:
     executor: Callable[[int, str], Executor] = ThreadPoolExecutor
     endpoint: Callable[..., EndpointClient] = EndpointClient
     images: Callable[..., ImageFetcher] = ImageFetcher
-    sandbox: Callable[..., Sandbox] = Sandbox
+    sandbox: Callable[..., "Sandbox"] = _sandbox
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The commands, and the one place where a failure becomes an exit code."""
 
+import gc
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -56,9 +57,17 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
+def _keep_what_is_loaded() -> None:
+    """Let the collector, which __main__ holds still meanwhile, never look at modules again: a tenth of a run's time."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
 def main(arguments: list[str]) -> int:
     """Run one command; return its exit code. Nothing is raised but what must be: no traceback for the user's errors."""
     command = typer.main.get_command(_app(arguments))
+    _keep_what_is_loaded()
     try:
         result: Any = command.main(args=arguments, prog_name="banana-batch", standalone_mode=False)
     except BananaError as failed:

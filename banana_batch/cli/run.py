@@ -27,6 +27,8 @@ from .options import with_settings
 from .plan import plan_json, plan_text
 from .terminal import Terminal, signals
 
+DESCRIPTORS = 32_768  # at `-c 10000` a paid call, its fetch and its file, and some
+
 Manifests = Annotated[
     list[str], typer.Argument(metavar="MANIFEST...", help="Prompt files, patterns, or - for standard input")
 ]
@@ -107,8 +109,7 @@ def json_whatever_happens(options: Mapping[str, Any]) -> Iterator[Told]:
 
 
 def finish(work: Work, told: Told) -> int:
-    # S3: a core dump would hold the key.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _set_limits()
     settings = work.settings
     view: Terminal | None = None
 
@@ -131,6 +132,17 @@ def finish(work: Work, told: Told) -> int:
     told.code = account.exit
     on_finish(settings.on_finish, accounting.summary_of(account), work.out)
     return account.exit
+
+
+def _set_limits() -> None:
+    # S3: a core dump would hold the key.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A connection a call: the usual 1,024 descriptors are few for `-c 1000`.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a system with a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _with_signals(task: Run, view: Terminal) -> Account:

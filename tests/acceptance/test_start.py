@@ -1,4 +1,4 @@
-"""Looking at a batch is answered at once: nothing is imported for it that only a run needs."""
+"""How a command starts: nothing is imported that it does not need, and the process is set up for what comes."""
 
 import subprocess
 import sys
@@ -27,3 +27,34 @@ def test_looking_imports_nothing_of_a_run(command: str, tmp_path_factory: pytest
         [sys.executable, "-c", _SCRIPT, command, folder / "out"], capture_output=True, text=True, timeout=60, check=True
     )
     assert not _OF_A_RUN & set(looked.stderr.split())
+
+
+_WIDE = """
+import resource
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+from banana_batch.cli import run
+run._set_limits()
+soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+print(soft == hard or soft == run.DESCRIPTORS, resource.getrlimit(resource.RLIMIT_CORE))
+"""
+
+_COLLECTED = """
+import atexit, gc, sys
+from banana_batch.__main__ import main
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000, file=sys.stderr))
+sys.argv[1:] = ["status", "--help"]
+main()
+"""
+
+
+def test_a_wide_run_has_descriptors_for_its_calls() -> None:
+    """A soft limit of open files is no limit of `-c`: it is raised as far as the system lets it."""
+    told = subprocess.run([sys.executable, "-c", _WIDE], capture_output=True, text=True, timeout=60, check=True)
+    assert told.stdout == "True (0, 0)\n"
+
+
+def test_garbage_is_collected_and_modules_are_not_looked_at_again() -> None:
+    """The collector stands still only while modules are loaded, and leaves them alone afterwards."""
+    told = subprocess.run([sys.executable, "-c", _COLLECTED], capture_output=True, text=True, timeout=60, check=True)
+    assert told.stderr == "True True\n"
