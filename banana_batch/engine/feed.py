@@ -50,6 +50,11 @@ class Feed:
         """The run's limit of first sends is used up."""
         return self._first_left == 0
 
+    @property
+    def dry(self) -> bool:
+        """No job is left but those that are out or come again."""
+        return self._dry and not self._page
+
     async def take(self) -> QueuedJob | None:
         """Return the next job; None when nothing is left, or `stop` was called."""
         while not self._stopped:

@@ -42,34 +42,39 @@ class Streak:
         return rule
 
 
+# So few jobs left, all refused in turn, are more likely bad ones than an outage that met just them.
+FEW = 5
+
+
 @dataclass(slots=True)
 class Refusals:
     """Whether a refusal that may pass says something about its job, or about the endpoint.
 
     As long as only one job is refused it may be the job. When another is refused too, and no call that was sent
-    since then was served, it is the endpoint: an hour of that must not use up the tries of any job, so what the first
-    one used up meanwhile is given back. Calls that were sent before prove nothing: a wide run has many of them out,
-    and they still end well.
+    since then was served, it is the endpoint: an hour of that must not use up the tries of any job, so what was used
+    up meanwhile is given back. Calls that were sent before prove nothing: a wide run has many of them out, and they
+    still end well. When no other job is left to compare with, a few that are refused in turn are to blame themselves:
+    else they would be tried until the run gives up, and again in each one after it.
     """
 
     _used: dict[int, int] = field(default_factory=dict)  # tries, by job; only of jobs that are refused for now
+    _had: dict[int, int] = field(default_factory=dict)  # the same, before the spell of refusals that lasts
     _began_s: float = -math.inf
-    _first: int | None = None
-    _first_had: int = 0
-    _everybody: bool = False
 
-    def refused(self, index: int, now_s: float, *, counts: bool) -> int:
+    def refused(self, index: int, now_s: float, *, counts: bool, last: bool = False) -> int:
         """Take in a refusal; return how many tries its job has used up with it, 0 if it uses none up.
 
         Args:
             counts: False: it is known already that the endpoint fails for everybody.
+            last: No job is left that was not refused.
         """
-        if self._first is None:
-            self._began_s, self._first, self._first_had = now_s, index, self._used.get(index, 0)
-        elif index != self._first and not self._everybody:
-            self._everybody = True
-            self._used[self._first] = self._first_had
-        if self._everybody or not counts:
+        if not self._had:
+            self._began_s = now_s
+        self._had.setdefault(index, self._used.get(index, 0))
+        alone = len(self._had) == 1 or (last and len(self._had) < FEW)
+        if not alone:
+            self._used.update(self._had)
+        if not alone or not (counts or (last and len(self._had) < FEW)):
             return 0
         self._used[index] = self._used.get(index, 0) + 1
         return self._used[index]
@@ -77,8 +82,9 @@ class Refusals:
     def served(self, index: int, sent_at_s: float) -> None:
         """Take in that a call was served, or judged by what it asked for."""
         self._used.pop(index, None)
+        self._had.pop(index, None)
         if sent_at_s >= self._began_s:
-            self._first, self._everybody = None, False
+            self._had.clear()
 
 
 def exit_code(stops: list[Stop], jobs: Mapping[JobState, int], *, limited: bool) -> Exit:

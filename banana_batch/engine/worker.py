@@ -220,7 +220,9 @@ def _settled(shared: Sending, job: QueuedJob, reply: Reply) -> Settled:
     event, settlement, counts = verdict.outcome.event, _SETTLEMENT[verdict.outcome], False
     if verdict.outcome is Outcome.REFUSED_FOR_NOW and verdict.retries != -1:
         allowed = shared.rules.retries if verdict.retries is None else verdict.retries
-        used = shared.refusals.refused(job.index, shared.clock.monotonic_s(), counts=not shared.pacer.in_incident)
+        used = shared.refusals.refused(
+            job.index, shared.clock.monotonic_s(), counts=not shared.pacer.in_incident, last=shared.feed.dry
+        )
         counts = used > 0
         if used > allowed:
             event = Event.REFUSED

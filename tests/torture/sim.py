@@ -121,7 +121,7 @@ async def _live(world: World, story: Story) -> None:
 
 def _goes_on(world: World, story: Story, code: Exit | None, *, sent: bool) -> bool:
     """Do what a user does after this exit code; tell whether to run again."""
-    states = _states(world)
+    states = states_of(world)
     if code is Exit.NOT_FETCHED and world.night.download_wait_s > 600 and not world.night.unreachable:
         story.broken.append(f"{states['paid']} images are left although nothing kept them away for long")
     if code is None or states["paid"]:
@@ -145,7 +145,7 @@ def _goes_on(world: World, story: Story, code: Exit | None, *, sent: bool) -> bo
     return False
 
 
-def _states(world: World) -> Counter[str]:
+def states_of(world: World) -> Counter[str]:
     with contextlib.closing(sqlite3.connect(world.out / "state.sqlite3")) as db:
         return Counter(dict(db.execute("SELECT state, count(*) FROM jobs GROUP BY state")))
 

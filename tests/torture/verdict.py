@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from banana_batch.engine.stops import FEW
 from banana_batch.sandbox.server import Sandbox
 from tests.torture.virtual import EVENING
 from tests.torture.weather import Night
@@ -45,8 +46,8 @@ def judge(world: World, story: Story, sandbox: Sandbox) -> None:
         story.counts["attempts"] = len(rows)
         story.broken += _unpaid(db, world.night, story)
         story.broken += _late(db, world, story)
-        story.broken += _charges(db, sandbox)
-        story.broken += _images(db, world.out)
+        story.broken += charges_agree(db, sandbox)
+        story.broken += images_are_whole(db, world.out)
 
 
 def _unpaid(db: sqlite3.Connection, night: Night, story: Story) -> list[str]:
@@ -63,12 +64,12 @@ def _unpaid(db: sqlite3.Connection, night: Night, story: Story) -> list[str]:
     for job in [row[0] for row in db.execute("SELECT job FROM jobs WHERE state = 'failed'")]:
         sent = db.execute("SELECT sent_us FROM attempts WHERE job = ? AND outcome = 'refused'", (job,)).fetchall()
         own = [row[0] for row in sent if not _within(row[0], weathers)]
-        # A job that is alone can't be told from one that is refused for its own sake.
+        # A few jobs that are left alone can't be told from such as are refused for their own sake.
         others = db.execute(
-            "SELECT count(*) FROM attempts WHERE job <> ? AND sent_us BETWEEN ? AND ?",
+            "SELECT count(DISTINCT job) FROM attempts WHERE job <> ? AND sent_us BETWEEN ? AND ?",
             (job, sent[-3:][0][0], sent[-1][0]),
         ).fetchone()[0]
-        if not own and others:
+        if not own and others >= FEW:
             broken.append(f"job {job} failed by storms alone")
     return broken
 
@@ -102,7 +103,7 @@ def _room_left(db: sqlite3.Connection, pending: int) -> list[str]:
     return []
 
 
-def _charges(db: sqlite3.Connection, sandbox: Sandbox) -> list[str]:
+def charges_agree(db: sqlite3.Connection, sandbox: Sandbox) -> list[str]:
     """Hold the endpoint's own log against the ledger, prompt by prompt."""
     charged: Counter[str] = Counter()
     total = 0
@@ -122,7 +123,7 @@ def _charges(db: sqlite3.Connection, sandbox: Sandbox) -> list[str]:
     return broken[:5]
 
 
-def _images(db: sqlite3.Connection, out: Path) -> list[str]:
+def images_are_whole(db: sqlite3.Connection, out: Path) -> list[str]:
     """Re-hash every image, and look for files that nobody knows."""
     broken, known = [], set()
     for path, sha256 in db.execute("SELECT path, sha256 FROM images JOIN jobs USING (job) WHERE state = 'done'"):

@@ -1,6 +1,6 @@
 """Whose fault a refusal is: the job's, or everybody's."""
 
-from banana_batch.engine.stops import Refusals
+from banana_batch.engine.stops import FEW, Refusals
 
 
 def refused(refusals: Refusals, job: int, now_s: float) -> int:
@@ -19,6 +19,21 @@ def test_the_last_job_left_uses_up_its_tries() -> None:
     """With nobody else to compare with, refusals in a row count: the job must not be tried for ever."""
     refusals = Refusals()
     assert [refused(refusals, 7, now_s) for now_s in (1.0, 2.0, 3.0)] == [1, 2, 3]
+
+
+def test_a_few_jobs_that_are_left_use_up_their_tries() -> None:
+    """Bad rows at the end of a manifest fail: they don't keep the run until it gives up, and the one after it."""
+    refusals = Refusals()
+    turns = [refusals.refused(job, float(now), counts=now < 5, last=True) for now, job in enumerate([7, 8, 9] * 3)]
+    assert turns == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_many_jobs_that_are_left_are_an_outage() -> None:
+    """A storm over the last rows uses up nobody's tries once it has met several of them."""
+    refusals = Refusals()
+    for now, job in enumerate(range(FEW)):
+        refusals.refused(job, float(now), counts=True, last=True)
+    assert [refusals.refused(job, 10.0, counts=True, last=True) for job in range(FEW)] == [0] * FEW
 
 
 def test_when_others_are_refused_too_no_job_is_to_blame() -> None:
