@@ -95,7 +95,11 @@ def echoing(reply: bytes) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in test_answers.ANSWERS}))
+# A sold image is for the tests of urls below: those of this table lie at a host that is none.
+ROWS = sorted({name for name, _ in test_answers.ANSWERS} - {"ok", "quota_bad"})
+
+
+@pytest.mark.parametrize("name", ROWS)
 async def test_no_answer_of_the_table_spreads_the_key(
     out: Path, debugged: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
