@@ -20,7 +20,8 @@ CREATE TEMP TABLE planned (
   row INTEGER PRIMARY KEY, id TEXT NOT NULL, given INTEGER NOT NULL, key BLOB NOT NULL, kind INTEGER NOT NULL,
   request TEXT NOT NULL, refs TEXT, unsent TEXT, meta TEXT, stem TEXT NOT NULL, file INTEGER NOT NULL,
   line INTEGER NOT NULL, job INTEGER);
-CREATE TEMP TABLE planned_kinds (kind INTEGER PRIMARY KEY, model TEXT NOT NULL, image_size TEXT NOT NULL);
+CREATE TEMP TABLE planned_kinds (
+  kind INTEGER PRIMARY KEY, model TEXT NOT NULL, image_size TEXT NOT NULL, known INTEGER);
 """
 
 # A job whose request was never bought, or was refused for good, takes a changed row as it is.
@@ -103,6 +104,9 @@ class Planner:
         self._files: dict[str, int] = {}
         self._kinds: dict[Kind, int] = {}
         self._named = False
+        self._repeats = False
+        # With no job known, each row is new and its place is its index.
+        self._fresh = self._count("SELECT NOT EXISTS (SELECT 1 FROM jobs)") == 1
         db.create_function("folded", 1, _folded, deterministic=True)
         db.executescript(_STAGE)
 
@@ -114,22 +118,29 @@ class Planner:
             default_names: The file-name template is the default one, whose names never collide.
         """
         self._db.execute("BEGIN")
-        self._db.executemany("INSERT INTO planned VALUES (?,?,?,?,?,?,?,?,?,?,?,?,NULL)", self._records(jobs))
+        self._db.executemany("INSERT INTO planned VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", self._records(jobs))
         for kind, number in self._kinds.items():
-            self._db.execute("INSERT INTO planned_kinds VALUES (?, ?, ?)", (number, kind.model, kind.image_size))
+            self._db.execute("INSERT INTO planned_kinds VALUES (?, ?, ?, NULL)", (number, kind.model, kind.image_size))
         self._db.execute("CREATE INDEX temp.planned_by_key ON planned (key)")
-        self._number_repeated()
-        problems = list(self._repeated_ids())
-        if not problems:
+        # Out of the index alone; who has the same request as whom is looked up only where somebody has.
+        self._repeats = self._count("SELECT EXISTS (SELECT 1 FROM planned GROUP BY key HAVING count(*) > 1)") == 1
+        if self._repeats:
+            self._number_repeated()
+        problems = []
+        try:
             self._db.execute("CREATE UNIQUE INDEX temp.planned_by_id ON planned (id)")
-            self._match()
+        except sqlite3.IntegrityError:
+            problems = list(self._repeated_ids())
+        else:
+            if not self._fresh:
+                self._match()
             if not default_names or self._named:
                 problems += self._collisions()
         self._db.execute("COMMIT")
         return problems
 
     def _records(self, jobs: Iterable[PlannedJob]) -> Iterator[tuple[object, ...]]:
-        files, kinds = self._files, self._kinds
+        files, kinds, fresh = self._files, self._kinds, self._fresh
         for row, job in enumerate(jobs, 1):
             kind = kinds.get(job.kind)
             if kind is None:
@@ -142,7 +153,7 @@ class Planner:
             given = job.id is not None
             yield (
                 row, job.id if given else job.key.hex()[:20], given, job.key, kind, job.request, job.references,
-                job.unsent, job.meta, job.stem, file, job.line,
+                job.unsent, job.meta, job.stem, file, job.line, -row if fresh else None,
             )  # fmt: skip
 
     def _number_repeated(self) -> None:
@@ -233,7 +244,7 @@ class Planner:
                 "SELECT count(*) FROM planned JOIN jobs ON jobs.job = planned.job WHERE jobs.key <> planned.key"
             ),
             known=one("SELECT count(*) FROM jobs WHERE position IS NOT NULL AND origin IS NULL"),
-            duplicates=one("SELECT count(*) - count(DISTINCT key) FROM planned"),
+            duplicates=one("SELECT count(*) - count(DISTINCT key) FROM planned") if self._repeats else 0,
         )
         found.new = one("SELECT count(*) FROM planned WHERE job < 0") - found.changed
         found.removed = one(
@@ -241,7 +252,7 @@ class Planner:
             " AND NOT EXISTS (SELECT 1 FROM planned WHERE planned.id = jobs.id)"
         )
         found.kinds = self._kind_counts(any_removed=found.removed > 0)
-        found.changes = list(self._changes())
+        found.changes = list(self._changes()) if found.changed else []
         return found
 
     def _kind_counts(self, *, any_removed: bool) -> list[KindCount]:
@@ -302,18 +313,18 @@ class Planner:
     def _apply(self, reuse: bool) -> None:
         db = self._db
         db.execute("INSERT OR IGNORE INTO kinds (model, image_size) SELECT model, image_size FROM planned_kinds")
-        kind = (
-            "(SELECT kinds.kind FROM kinds JOIN planned_kinds AS named USING (model, image_size)"
-            " WHERE named.kind = planned.kind)"
+        db.execute(
+            "UPDATE planned_kinds SET known = kinds.kind FROM kinds"
+            " WHERE kinds.model = planned_kinds.model AND kinds.image_size = planned_kinds.image_size"
         )
-        empty = self._count("SELECT NOT EXISTS (SELECT 1 FROM jobs)")
+        kind = "(SELECT known FROM planned_kinds AS named WHERE named.kind = planned.kind)"
         # The old job of an accepted change keeps its image under an id that no manifest can hold.
         db.execute(
             "UPDATE jobs SET id = jobs.id || '~was-' || jobs.job, position = NULL FROM planned"
             " WHERE planned.id = jobs.id AND planned.job < 0"
         )
         db.execute("UPDATE jobs SET position = NULL WHERE position IS NOT NULL")
-        if empty:
+        if self._fresh:
             # Sorted at the end, an index costs a fifth of a million insertions at random places.
             db.execute("DROP INDEX jobs_by_id")
         taken = "position = planned.row, refs = planned.refs, meta = planned.meta, unsent = planned.unsent"
@@ -334,7 +345,7 @@ class Planner:
             FROM planned WHERE job < 0 ORDER BY row
             """
         )
-        if empty:
+        if self._fresh:
             db.execute("CREATE UNIQUE INDEX jobs_by_id ON jobs (id)")
         db.execute(
             "UPDATE jobs SET position = (SELECT position FROM jobs AS first WHERE first.job = jobs.origin)"
