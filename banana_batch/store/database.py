@@ -10,7 +10,6 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 from banana_batch.errors import DiskError, ManifestError, OutputError, SettingsError
@@ -19,7 +18,7 @@ from banana_batch.text import printable
 from .evidence import lost_commits
 from .mounts import remote_kind
 from .queries import sums_agree
-from .shape import foreign_parts, odd_file
+from .shape import foreign_parts, odd_file, schema_script
 
 STATE_NAME = "state.sqlite3"
 IMAGES_NAME = "images"
@@ -113,8 +112,7 @@ def nowhere() -> sqlite3.Connection:
 
 
 def _make_schema(db: sqlite3.Connection) -> None:
-    script = files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
-    db.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
+    db.executescript(f"BEGIN IMMEDIATE; {schema_script()} COMMIT;")
 
 
 @contextlib.contextmanager

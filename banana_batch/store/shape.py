@@ -12,15 +12,29 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
+from banana_batch.errors import DiskError
+
 _COMMENT = re.compile(r"--[^\n]*")
 _SPACE = re.compile(r"\s+")
+
+
+def schema_script() -> str:
+    """Return the statements that make an empty state.
+
+    Raises:
+        DiskError: this program's own file can't be read.
+    """
+    try:
+        return files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+    except OSError as failed:
+        raise DiskError(f"schema.sql of this program can't be read: {failed.strerror}", "install it anew") from failed
 
 
 @lru_cache(maxsize=1)
 def _ours() -> frozenset[tuple[str, str, str]]:
     db = sqlite3.connect(":memory:")
     try:
-        db.executescript(files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
+        db.executescript(schema_script())
         return _shape(db)
     finally:
         db.close()
