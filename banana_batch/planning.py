@@ -77,9 +77,17 @@ class Prepared:
 
 
 def settle_order(
-    sources: Sequence[str], options: Mapping[str, object], environ: Mapping[str, str], cwd: Path, stdin: BinaryIO
+    sources: Sequence[str],
+    options: Mapping[str, object],
+    environ: Mapping[str, str],
+    cwd: Path,
+    stdin: BinaryIO,
+    confirm: Callable[[str], bool] = lambda _: False,
 ) -> Order:
     """Resolve the settings and find the output folder.
+
+    Args:
+        confirm: Asks a yes-or-no question; False where there is nobody to ask.
 
     Raises:
         UsageError, ManifestError, InputMissing, SettingsError: the user's part has to be mended.
@@ -87,7 +95,7 @@ def settle_order(
     format_ = options.get("format")
     settings = resolved(options, environ, run_settings(sources, cwd, None if format_ is None else str(format_)))
     manifests = open_manifests(sources, settings, cwd, stdin)
-    _refuse_expansion(manifests.count_expansion(), settings)
+    _ask_expansion(manifests.count_expansion(), settings, confirm)
     out = settings.out
     if out is None:
         out = manifests.default_out(settings.sandbox)
@@ -99,11 +107,14 @@ def settle_order(
     return Order(settings, cwd / out, manifests)
 
 
-def _refuse_expansion(count: int, settings: Settings) -> None:
+def _ask_expansion(count: int, settings: Settings, confirm: Callable[[str], bool]) -> None:
     """A slip of the pen in a matrix makes a million images: counted before one is built."""
-    if count > EXPANSION_LIMIT and not settings.yes:
+    if count <= EXPANSION_LIMIT or settings.yes:
+        return
+    told = f"the matrix and the copies come to {plural(count, 'image')}"
+    if not confirm(f"{told[0].upper()}{told[1:]}. Go on?"):
         raise UsageError(
-            f"the matrix and the copies come to {plural(count, 'image')}; nothing was sent",
+            f"{told}; nothing was sent",
             "if that is meant, say --yes",
         )
 

@@ -25,7 +25,7 @@ from . import outcome
 from .hook import on_finish
 from .options import with_settings
 from .plan import plan_json, plan_text
-from .terminal import Terminal, signals
+from .terminal import Terminal, confirmed, signals
 
 DESCRIPTORS = 32_768  # at `-c 10000` a paid call, its fetch and its file, and some
 
@@ -43,7 +43,7 @@ def run(manifests: Manifests, options: dict[str, Any]) -> int:
     if options.get("dry_run"):
         return show_plan(manifests, options)
     with json_whatever_happens(options) as told:
-        order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin())
+        order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin(), confirmed)
         told.out = order.out
         told.json = order.settings.json_output
         told.budget = order.settings.budget
@@ -70,7 +70,7 @@ def plan(manifests: Manifests, options: dict[str, Any]) -> int:
 def show_plan(manifests: Sequence[str], options: Mapping[str, Any]) -> int:
     """Print the plan, or every bad row."""
     with json_whatever_happens(options) as told:
-        order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin())
+        order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin(), confirmed)
         told.out, told.json, told.budget = order.out, order.settings.json_output, order.settings.budget
         with looked_at(order) as prepared:
             if order.settings.json_output:

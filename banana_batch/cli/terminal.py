@@ -77,6 +77,14 @@ def is_terminal() -> bool:
     return bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
 
 
+def confirmed(question: str) -> bool:
+    """Ask a yes-or-no question before a run begins; False where nobody can answer."""
+    if not is_terminal():
+        return False
+    Stream().write(f"{question} [y/N] ")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 async def _typed(question: str) -> str:
     """Read a line without stopping the calls in flight. End of input is an empty answer."""
     Stream().write(question)
