@@ -199,4 +199,4 @@ def run_tier(_tier: str) -> Figures:
     return figures
 
 
-SUITE = Suite("clock", run_tier)
+SUITE = Suite("T-clock", run_tier)

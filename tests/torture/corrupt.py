@@ -232,7 +232,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-SUITE = Suite("corrupt", lambda tier: run_cases(range(TIERS[tier])))
+SUITE = Suite("T-corrupt", lambda tier: run_cases(range(TIERS[tier])))
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -89,7 +89,7 @@ def _run(tier: str) -> Figures:
     return figures
 
 
-SUITE = Suite("fuzz", _run)
+SUITE = Suite("T-fuzz", _run)
 
 if __name__ == "__main__":
     TARGETS[sys.argv[1]](mutated(SEEDS[sys.argv[1]], int(sys.argv[2])))

@@ -283,7 +283,7 @@ def run_tier(tier: str, wanted: set[int] | None = None) -> Figures:
     return total
 
 
-SUITE = Suite("net", run_tier)
+SUITE = Suite("T-net", run_tier)
 
 if __name__ == "__main__":
     print(asyncio.run(run_seed(int(sys.argv[1]), set(map(int, sys.argv[2:])) or None)))
