@@ -120,7 +120,7 @@ def _night(rows: int) -> Night:
         median_s=pace_s * concurrency / 1.15,
         rate_limit=None,
         # One fewer than -c asks for: the governor has to find it.
-        queue_limit=concurrency - 1 or None,
+        queue_limit=concurrency - 1 if concurrency > 3 else None,
         shares=(),
         spells=(),
         cuts_s=(),
