@@ -3,10 +3,11 @@
 Rule 1: in one run and in turn (A B C A B C …): only ratios within one run mean anything.
 Rule 2: every run is checked: all generated, all files there.
 Rule 3: where other work takes more than 15 % of the machine, the figures are not reported.
-Rule 4: nothing is deleted between runs: creating files where thousands were just deleted is slow on ext4.
+Rule 4: small files are deleted at the end only: creating some where thousands were just deleted is slow on ext4.
 """
 
 import argparse
+import errno
 import json
 import platform
 import shutil
@@ -25,6 +26,8 @@ from .workloads import COMMANDS, OURS, QUICK, SCRIPT, TUNED, WORKLOADS, Workload
 
 QUIET_WAIT_S = 20.0
 REPEATS = 3  # of a run that others disturbed
+LARGE_BYTES = 1 << 30  # of images: few large files, deleted after each run
+ROOM_BYTES = 12 << 30
 
 
 class Busy(Exception):
@@ -48,7 +51,17 @@ class Bench:
         ends_s = time.monotonic() + QUIET_WAIT_S
         while not self.anyway and (share := busy_share()) > BUSY_SHARE:
             if time.monotonic() > ends_s:
-                raise Busy(f"other work takes {share:.0%} of this machine")
+                raise Busy(f"other work takes {share:.0%} of this machine; --anyway measures all the same")
+
+    def has_room(self) -> None:
+        """Look whether the disk holds what is written meanwhile.
+
+        Raises:
+            OSError: it does not; others would meet a full disk too.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if free < ROOM_BYTES:
+            raise OSError(errno.ENOSPC, f"{free >> 30} GiB free in {self.folder}, {ROOM_BYTES >> 30} needed")
 
     def compare(self, workload: Workload) -> dict[str, list[Taken]]:
         """Let every peer do the work, in turn."""
@@ -68,6 +81,8 @@ class Bench:
                 run = taken(COMMANDS[peer](manifest, folder, workload.concurrency, server.base_url), server)
                 stats = server.stats()
             files = sum(1 for _ in folder.rglob("*.png"))
+            if workload.jobs * workload.image_bytes > LARGE_BYTES:
+                shutil.rmtree(folder)
             whole = run.exit == 0 and stats["generated"] == stats["images"] == files == workload.jobs
             if not whole:
                 raise AssertionError(f"{name}: exit {run.exit}, {stats}, {files} files: {run.output[-1000:]}")
@@ -173,10 +188,11 @@ def main() -> int:
     asked = parser.parse_args()
     bench = Bench(Path(tempfile.mkdtemp(prefix="banana-bench-")), anyway=asked.anyway)
     try:
+        bench.has_room()
         bench.calm()
         found = run(bench, quick=asked.quick, only=asked.only)
-    except Busy as busy:
-        print(f"nothing is reported: {busy}; --anyway measures all the same", file=sys.stderr)
+    except (Busy, OSError) as refused:
+        print(f"nothing is reported: {refused}", file=sys.stderr)
         return 2
     finally:
         # Not before: files are created slower for minutes where thousands were just deleted.

@@ -1,0 +1,111 @@
+"""A manifest held against its batch: what is known keeps its index, what is new gets the next."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from banana_batch.errors import Problem
+from banana_batch.models import INDEX_MARK, Kind, PlannedJob
+from banana_batch.store.database import Unborn
+from banana_batch.store.planning import Difference, Planner
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    opened = Unborn(tmp_path).open()
+    yield opened
+    opened.close()
+
+
+def row(prompt: str, line: int = 1, id: str | None = None, size: str = "1K") -> PlannedJob:
+    request = json.dumps({"prompt": prompt, "image_size": size})
+    key = hashlib.sha256(request.encode()).digest()[:16]
+    return PlannedJob(id, key, Kind("model", size), request, None, None, None, f"{INDEX_MARK}-{prompt}", "a.csv", line)
+
+
+def staged(db: sqlite3.Connection, rows: Sequence[PlannedJob]) -> tuple[Planner, list[Problem]]:
+    for table in ("planned", "planned_kinds"):
+        db.execute(f"DROP TABLE IF EXISTS temp.{table}")
+    planner = Planner(db, index_width=5)
+    return planner, planner.stage(rows, default_names=True)
+
+
+def planned(db: sqlite3.Connection, *rows: PlannedJob) -> Difference:
+    planner, problems = staged(db, rows)
+    assert problems == []
+    difference = planner.difference()
+    planner.apply()
+    return difference
+
+
+def jobs(db: sqlite3.Connection) -> list[tuple[int, str]]:
+    found = db.execute("SELECT job, stem FROM jobs WHERE position IS NOT NULL ORDER BY position")
+    return [(job["job"], job["stem"]) for job in found]
+
+
+def test_in_a_new_batch_the_place_is_the_index(db: sqlite3.Connection) -> None:
+    """Rows are numbered from 1 in the manifest's order, in file names too, whatever model and size they are of."""
+    difference = planned(db, row("a"), row("b", size="4K"), row("c"))
+    assert jobs(db) == [(1, "00001-a"), (2, "00002-b"), (3, "00003-c")]
+    assert (difference.rows, difference.new, difference.known, difference.duplicates) == (3, 3, 0, 0)
+    sizes = db.execute("SELECT image_size FROM jobs JOIN kinds USING (kind) ORDER BY job").fetchall()
+    assert [size["image_size"] for size in sizes] == ["1K", "4K", "1K"]
+
+
+def test_rows_may_be_shuffled_and_inserted(db: sqlite3.Connection) -> None:
+    """A known row keeps its index and its file name wherever it stands; a new one gets the next index."""
+    planned(db, row("a"), row("b"))
+    difference = planned(db, row("new"), row("b"), row("a"))
+    assert jobs(db) == [(3, "00003-new"), (2, "00002-b"), (1, "00001-a")]
+    assert (difference.new, difference.known, difference.removed) == (1, 2, 0)
+
+
+def test_a_removed_row_leaves_the_manifest_and_stays_known(db: sqlite3.Connection) -> None:
+    """It is counted, keeps its job, and comes back under the same index."""
+    planned(db, row("a"), row("b"), row("c"))
+    difference = planned(db, row("c"))
+    assert (difference.removed, difference.mostly_gone) == (2, True)
+    assert jobs(db) == [(3, "00003-c")]
+    planned(db, row("c"), row("a"))
+    assert jobs(db) == [(3, "00003-c"), (1, "00001-a")]
+
+
+def test_the_same_request_again_is_a_job_of_its_own(db: sqlite3.Connection) -> None:
+    """Second and third occurrences are told apart by their number, in the manifest's order."""
+    difference = planned(db, row("a", 1), row("b", 2), row("a", 3), row("a", 4))
+    ids = [job["id"] for job in db.execute("SELECT id FROM jobs ORDER BY job")]
+    assert ids[2:] == [f"{ids[0]}~2", f"{ids[0]}~3"]
+    assert difference.duplicates == 2
+    assert planned(db, row("a", 1), row("a", 2)).new == 0
+
+
+def test_an_id_given_twice_is_told_with_its_first_line(db: sqlite3.Connection) -> None:
+    """Every later row with it is named; nothing is planned."""
+    _, problems = staged(db, [row("a", 1, "x"), row("b", 2, "y"), row("c", 3, "x"), row("d", 4, "x")])
+    assert [(problem.line, problem.field) for problem in problems] == [(3, "id"), (4, "id")]
+    assert all("a.csv:1" in str(problem) for problem in problems)
+
+
+def test_a_job_never_sent_takes_its_new_request(db: sqlite3.Connection) -> None:
+    """The same id with another request is no new job as long as nothing was paid for it."""
+    planned(db, row("a", id="x"))
+    difference = planned(db, row("b", id="x", size="2K"))
+    assert (difference.updated, difference.changed, difference.new) == (1, 0, 0)
+    found = db.execute("SELECT job, request, image_size FROM jobs JOIN kinds USING (kind)").fetchall()
+    assert [(job["job"], json.loads(job["request"])["prompt"], job["image_size"]) for job in found] == [(1, "b", "2K")]
+
+
+def test_a_changed_request_of_a_sent_job_is_told(db: sqlite3.Connection) -> None:
+    """It counts as changed, with what is different; accepted, it is a new job, and the old one keeps its index."""
+    planned(db, row("a", 7, id="x"), row("b", id="y"))
+    db.execute("UPDATE jobs SET attempts = 1 WHERE job = 1")
+    difference = planned(db, row("z", 9, id="x"), row("b", id="y"))
+    assert (difference.changed, difference.new, difference.updated) == (1, 0, 0)
+    assert [(change.id, change.line, change.differences) for change in difference.changes] == [
+        ("x", 9, ('prompt: "a" → "z"',))
+    ]
+    assert jobs(db) == [(3, "00003-z"), (2, "00002-b")]
