@@ -11,15 +11,15 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-import aiohttp
 from yarl import URL
 
 from banana_batch import __version__
 from banana_batch.errors import SettingsError
+from banana_batch.exchange import Exchange, Route, exchange
 from banana_batch.models import Answer, Outcome, QueuedJob, Reply, SendTrace, Verdict
 from banana_batch.ports import Clock
 from banana_batch.text import printable
@@ -27,8 +27,8 @@ from banana_batch.text import printable
 from . import classify, wire
 from .failures import classify_failure, describe
 from .key import Secret
-from .references import References, sliced
-from .transport import paid_session
+from .references import References
+from .transport import connect_limits, paid_connector
 
 PATH = "/gemini/image/generate"
 KEY_HEADER = "TT-API-KEY"
@@ -36,8 +36,6 @@ USER_AGENT = f"banana-batch/{__version__}"
 MAX_RAW_BYTES = 64 * 1024
 # An answer repeats prompt and references, so a large request may have a large answer; escapes at most double it.
 LARGE_REQUEST_BYTES = 64 * 1024
-# aiohttp hands smaller bodies to the transport in one piece and warns of larger ones.
-ONE_PIECE_BYTES = 256 * 1024
 
 
 class _TooLarge(Exception):
@@ -47,7 +45,7 @@ class _TooLarge(Exception):
 class _Call:
     """What is known of one request so far."""
 
-    __slots__ = ("body", "deadline", "headers", "kept", "limit_bytes", "status", "timeout_s", "trace", "whole")
+    __slots__ = ("body", "deadline", "headers", "kept", "limit_bytes", "status", "timeout_s", "trace")
 
     def __init__(self, trace: SendTrace, timeout_s: float) -> None:
         self.trace = trace
@@ -58,11 +56,10 @@ class _Call:
         self.headers: Mapping[str, str] = {}
         self.body = bytearray()
         self.kept = b""  # its start without the key, once it has ended
-        self.whole = False
 
 
 class EndpointClient:
-    """The paid endpoint (`ports.Endpoint`), over a session of its own.
+    """The paid endpoint (`ports.Endpoint`), over connections of its own.
 
     Args:
         base_url: Gateway, without the endpoint's path.
@@ -96,20 +93,24 @@ class EndpointClient:
         self._proxy = proxy
         self._ca_file = ca_file
         self._references = References(executor)
-        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(self._sending)
         https = self._url.scheme == "https"
-        self._session = paid_session(trace, https=https, proxy=self._proxy, ca_file=self._ca_file)
+        self._connector = paid_connector(https=https, proxy=self._proxy, ca_file=self._ca_file)
+        headers = {
+            KEY_HEADER: self._key.reveal(),
+            "Content-Type": "application/json",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "User-Agent": USER_AGENT,
+        }
+        self._route = Route(self._connector, self._url, limits=connect_limits(), proxy=self._proxy, headers=headers)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, where: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._connector.close()
 
     async def generate(self, job: QueuedJob, trace: SendTrace) -> Reply:
         """Buy one image. See `ports.Endpoint`.
@@ -125,19 +126,8 @@ class EndpointClient:
             return self._unanswered(call, failed)
         return self._answered(call)
 
-    async def _sending(
-        self, _session: aiohttp.ClientSession, context: SimpleNamespace, _sent: aiohttp.TraceRequestHeadersSentParams
-    ) -> None:
-        """Note that the next thing that happens is the first byte. Runs once a request, just before it."""
-        call: _Call = context.trace_request_ctx
-        if call.trace.sent_at_s is not None:
-            raise RuntimeError("a request is never sent twice")
-        call.trace.sent_at_s = self._clock.monotonic_s()
-        call.deadline.reschedule(asyncio.get_running_loop().time() + call.timeout_s)
-
     async def _exchange(self, call: _Call, job: QueuedJob) -> None:
         """Send the request and read the answer into `call`."""
-        assert self._session is not None, "enter the client first"
         if job.references is None:
             parts = [job.request.encode()]
         else:
@@ -145,27 +135,18 @@ class EndpointClient:
         size = sum(map(len, parts))
         if size > LARGE_REQUEST_BYTES:
             call.limit_bytes += 2 * size
-        headers = {
-            KEY_HEADER: self._key.reveal(),
-            "Content-Type": "application/json",
-            "Content-Length": str(size),
-            "Accept-Encoding": "identity",
-            "User-Agent": USER_AGENT,
-        }
-        data = parts[0] if size <= ONE_PIECE_BYTES and len(parts) == 1 else sliced(parts)
-        # No redirects: a 307 would repeat the request, and aiohttp would carry the key to the other origin.
-        # tests/integration/test_answers_elsewhere.py.
-        answer = await self._session.post(
-            self._url, data=data, headers=headers, allow_redirects=False, trace_request_ctx=call
-        )
+
+        def sending() -> None:
+            if call.trace.sent_at_s is not None:
+                raise RuntimeError("a request is never sent twice")
+            call.trace.sent_at_s = self._clock.monotonic_s()
+            call.deadline.reschedule(asyncio.get_running_loop().time() + call.timeout_s)
+
+        answer = await exchange(self._route, "POST", self._url.raw_path_qs, body=parts, sending=sending)
         try:
             await _read(call, answer)
         finally:
-            # Not left to the context manager: that waits for an upload which the server may have stopped reading.
-            if call.whole:
-                answer.release()
-            else:
-                answer.close()
+            answer.end()
 
     def _answered(self, call: _Call) -> Reply:
         assert call.status is not None
@@ -213,11 +194,10 @@ class EndpointClient:
         )
 
 
-async def _read(call: _Call, answer: aiohttp.ClientResponse) -> None:
+async def _read(call: _Call, answer: Exchange) -> None:
     call.status = answer.status
     call.headers = answer.headers
     while chunk := await answer.content.readany():
         call.body += chunk
         if len(call.body) > call.limit_bytes:
             raise _TooLarge
-    call.whole = True

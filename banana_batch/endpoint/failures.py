@@ -4,6 +4,7 @@ import ssl
 
 import aiohttp
 
+from banana_batch.exchange import Garbled
 from banana_batch.models import Verdict
 
 from . import classify as table
@@ -25,8 +26,7 @@ def classify_failure(failed: BaseException, sent: bool) -> Verdict:
 def _after_send(failed: BaseException) -> Verdict:
     if isinstance(failed, aiohttp.ClientPayloadError):
         return table.TRUNCATED
-    if isinstance(failed, aiohttp.ClientResponseError):
-        # Its `status` is made up (400) where the status line was garbage: never read.
+    if isinstance(failed, Garbled):
         return table.GARBLED
     if isinstance(failed, TimeoutError):
         return table.TIMEOUT
@@ -75,7 +75,7 @@ def describe(failed: BaseException) -> str:
         return f"{name}: {cause.reason or cause.strerror}"
     if isinstance(failed, aiohttp.ClientHttpProxyError):
         return f"{name}: the proxy answered {failed.status} {failed.message}"
-    if isinstance(failed, aiohttp.ClientResponseError):
+    if isinstance(failed, Garbled | aiohttp.ClientResponseError):
         return f"{name}: {failed.message}"
     if isinstance(failed, ReferenceChanged):
         return str(failed)

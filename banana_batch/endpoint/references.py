@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 from banana_batch.capabilities import MAX_REFERENCE_BYTES
 
 CACHE_BYTES = 64 * 1024 * 1024
-SLICE_BYTES = 256 * 1024
 
 
 class ReferenceChanged(Exception):
@@ -99,11 +98,3 @@ def _spliced(request: dict[str, Any], urls: Mapping[str, bytes]) -> list[bytes]:
             before, rest = rest.split(entry, 1)
             parts += [before.encode(), by_mark[entry]]
     return [*parts, rest.encode()]
-
-
-async def sliced(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
-    """Yield a large body in slices, so that the transport never copies more than a few of them at once."""
-    for part in parts:
-        view = memoryview(part)
-        for start in range(0, len(part), SLICE_BYTES):
-            yield bytes(view[start : start + SLICE_BYTES])

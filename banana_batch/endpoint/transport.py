@@ -1,6 +1,6 @@
-"""The paid connection: sockets, TLS, and a session that does nothing on its own account.
+"""The paid connections: sockets, TLS, and their pool.
 
-Rule 1: no redirects, no retries, no cookies, no environment (proxies, netrc), no decompression.
+Rule 1: what is sent over them is exchange.py's: no redirects, retries, cookies, environment proxies, decompression.
 Rule 2: TLS 1.2 or later against the system's certificates, and those of a file; there is no switch that turns it off.
 Rule 3: nothing ever waits for a free connection: that wait would count as the call's own time.
 """
@@ -54,19 +54,12 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-def paid_session(
-    trace: aiohttp.TraceConfig, *, https: bool, proxy: str | None, ca_file: Path | None
-) -> aiohttp.ClientSession:
-    """Open the session of the paid calls. Loading the system's certificates is left out where there is no TLS."""
+def paid_connector(*, https: bool, proxy: str | None, ca_file: Path | None) -> aiohttp.TCPConnector:
+    """Open the pool of the paid calls. Loading the system's certificates is left out where there is no TLS."""
     tls = tls_context(ca_file) if https or (proxy or "").startswith("https:") else True
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=paid_socket, ssl=tls)
-    timeout = aiohttp.ClientTimeout(total=None, connect=ESTABLISH_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-    return aiohttp.ClientSession(
-        connector=connector,
-        timeout=timeout,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        auto_decompress=False,
-        trace_configs=[trace],
-        proxy=proxy,
-    )
+    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=paid_socket, ssl=tls)
+
+
+def connect_limits() -> aiohttp.ClientTimeout:
+    """Return how long making a connection may take; the call itself is timed by its client."""
+    return aiohttp.ClientTimeout(total=None, connect=ESTABLISH_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)

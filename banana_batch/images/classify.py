@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from banana_batch.errors import Exit
+from banana_batch.exchange import Garbled
 from banana_batch.models import Backoff, FetchFailed, StopRule
 from banana_batch.text import printable
 
@@ -96,7 +97,7 @@ def by_exception(failure: Exception) -> FetchFailed:
 _BY_EXCEPTION: tuple[tuple[type[Exception], Row, str], ...] = (
     (aiohttp.ClientHttpProxyError, UNREACHABLE, "the proxy does not let the request through"),
     (aiohttp.ClientPayloadError, SHORT, "the body ended before its announced end"),
-    (aiohttp.ClientResponseError, SERVER_ERROR, "the image's host did not answer in HTTP"),
+    (Garbled, SERVER_ERROR, "the image's host did not answer in HTTP"),
     (TimeoutError, UNREACHABLE, "the image did not come in time"),
 )
 

@@ -1,7 +1,7 @@
-"""The image session: fetches bytes from a url that somebody else chose.
+"""The image connections: fetches bytes from a url that somebody else chose.
 
-Rule 1: no key, no cookies, no environment proxies, no netrc: a session of its own.
-Rule 2: no redirect is followed by the library: each hop is judged like the first (guard.py).
+Rule 1: no key, no cookies, no environment proxies, no netrc: connections of their own (exchange.py).
+Rule 2: no redirect is followed but here: each hop is judged like the first (guard.py).
 Rule 3: each connect is judged by its actual socket address. A resolver guard is not enough: the library skips the
         resolver for literals.
 Rule 4: bytes are bounded by MAX_BYTES, their memory by SMALL_BYTES and CHUNK_BYTES, the time by WALL_S; nothing is
@@ -11,15 +11,17 @@ Rule 4: bytes are bounded by MAX_BYTES, their memory by SMALL_BYTES and CHUNK_BY
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
 from banana_batch import __version__
 from banana_batch.errors import SettingsError
+from banana_batch.exchange import Exchange, Route, exchange
 from banana_batch.models import FetchFailed, PaidImage
 from banana_batch.text import bytes_text
 
@@ -36,6 +38,7 @@ READ_BUFFER_BYTES = 128 * 1024
 MAX_PIECES = 1024  # of a body, waiting to be written
 MAX_BYTES = 100_000_000
 MAX_REDIRECTS = 3
+MAX_ROUTES = 64  # origins that are remembered
 CONNECT_S, IDLE_S, WALL_S = 15.0, 30.0, 600.0
 RENEW_S = 1.0  # how exactly idling is noticed
 
@@ -43,6 +46,8 @@ AddressInfo = tuple[Any, ...]
 SocketFactory = Callable[[AddressInfo], socket.socket]
 ConnectorFactory = Callable[[SocketFactory | None, ssl.SSLContext | bool], aiohttp.BaseConnector]
 
+_LIMITS = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+_HEADERS = {"User-Agent": f"banana-batch/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -104,14 +109,16 @@ class Downloader:
         connector: ConnectorFactory = tcp_connector,
     ) -> None:
         self._rules = rules
+        self._proxy = proxy
         tls = tls_context(ca_file)
         guard = None if proxy else guarded_socket
         # Two pools: a connection to a host that the user vouches for never serves a url that must be guarded.
-        self._guarded = _session(connector(guard, tls), proxy)
-        self._vouched = _session(connector(None, tls), proxy)
+        self._guarded = connector(guard, tls)
+        self._vouched = connector(None, tls)
+        self._routes: dict[tuple[URL, bool], Route] = {}
 
     async def close(self) -> None:
-        """Close both sessions."""
+        """Close both pools."""
         await self._guarded.close()
         await self._vouched.close()
 
@@ -123,53 +130,58 @@ class Downloader:
             PartFailed: the disk's.
         """
         async with asyncio.timeout(IDLE_S) as limit:
-            response = await self._open(image.url)
-            if isinstance(response, FetchFailed):
-                return response
+            answer = await self._open(image.url)
+            if isinstance(answer, FetchFailed):
+                return answer
             try:
-                refusal = _refusal(response)
-                return refusal or await _body(response, image, PartStream(disk, folders, image.index), Patience(limit))
+                refusal = _refusal(answer)
+                return refusal or await _body(answer, image, PartStream(disk, folders, image.index), Patience(limit))
             finally:
-                response.release()
+                answer.end()
 
-    async def _open(self, text: str) -> aiohttp.ClientResponse | FetchFailed:
+    async def _open(self, text: str) -> Exchange | FetchFailed:
         verdict = self._rules.judge(text)
         for _ in range(MAX_REDIRECTS + 1):
             if isinstance(verdict, Blocked):
                 return classify.blocked(verdict)
-            response = await self._get(verdict)
-            if response.status not in _REDIRECTS:
-                return response
-            location = response.headers.get("Location")
-            response.close()
+            answer = await self._get(verdict)
+            if answer.status not in _REDIRECTS:
+                return answer
+            location = answer.headers.get("Location")
+            answer.end()
             if not location:
                 return classify.REFUSED.failed("the image's host redirects to nowhere")
             verdict = self._rules.judge_redirect(verdict.url, location)
         return classify.REFUSED.failed(f"more than {MAX_REDIRECTS} redirects")
 
-    async def _get(self, allowed: Allowed) -> aiohttp.ClientResponse:
-        session = self._guarded if allowed.guarded else self._vouched
-        return await session.get(allowed.url, allow_redirects=False)
+    async def _get(self, allowed: Allowed) -> Exchange:
+        try:
+            return await self._send(allowed)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+            # Most likely a connection that its host closed just when it was used again. Nothing is paid by a GET.
+            return await self._send(allowed)
+
+    async def _send(self, allowed: Allowed) -> Exchange:
+        route = self._route(allowed)
+        return await exchange(route, "GET", allowed.url.raw_path_qs, read_bufsize=READ_BUFFER_BYTES)
+
+    def _route(self, allowed: Allowed) -> Route:
+        way = (allowed.url.origin(), allowed.guarded)
+        route = self._routes.get(way)
+        if route is None:
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
+            pool = self._guarded if allowed.guarded else self._vouched
+            route = self._routes[way] = Route(pool, way[0], limits=_LIMITS, proxy=self._proxy, headers=_HEADERS)
+        return route
 
 
-def _session(connector: aiohttp.BaseConnector, proxy: str | None) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        proxy=proxy,
-        auto_decompress=False,
-        headers={"User-Agent": f"banana-batch/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"},
-        # Idle and wall-clock limits are Patience's: one timer a fetch instead of two for each packet.
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-        read_bufsize=READ_BUFFER_BYTES,
-    )
-
-
-def _refusal(response: aiohttp.ClientResponse) -> FetchFailed | None:
-    if response.status != 200:
-        return classify.by_status(response.status)
-    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+def _refusal(answer: Exchange) -> FetchFailed | None:
+    if answer.status != 200:
+        return classify.by_status(answer.status)
+    encoding = answer.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("", "identity"):
         # Its name is the host's text, and never shown: cut short it could hold half a key.
         return classify.WRONG_TYPE.failed("an encoded body, not asked for")
@@ -197,16 +209,14 @@ class Patience:
         self._limit.reschedule(None)
 
 
-async def _body(
-    response: aiohttp.ClientResponse, image: PaidImage, stream: PartStream, patience: Patience
-) -> Received | FetchFailed:
-    label = response.headers.get("Content-Type")
-    chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
-    announced = None if chunked else response.content_length
+async def _body(answer: Exchange, image: PaidImage, stream: PartStream, patience: Patience) -> Received | FetchFailed:
+    label = answer.headers.get("Content-Type")
+    chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+    announced = None if chunked else _length(answer.headers)
     measured = chunked or announced is not None
     chunks, size = list[bytes](), 0
     while size <= SMALL_BYTES:
-        chunk = await _next(response.content, chunked=chunked)
+        chunk = await _next(answer.content, chunked=chunked)
         if not chunk:
             if announced is not None and size != announced:
                 return _short(size, announced)
@@ -216,7 +226,7 @@ async def _body(
         size += len(chunk)
     sealed = False
     try:
-        size = await _spill(response.content, stream, chunks, patience, chunked=chunked)
+        size = await _spill(answer.content, stream, chunks, patience, chunked=chunked)
         if announced is not None and size < min(announced, MAX_BYTES):
             return _short(size, announced)
         part = await stream.seal()
@@ -227,6 +237,11 @@ async def _body(
         if not sealed:
             await stream.discard()
     return Received(image, part, label, measured)
+
+
+def _length(headers: Mapping[str, str]) -> int | None:
+    said = headers.get("Content-Length")
+    return None if said is None else int(said)  # the parser let nothing but digits through
 
 
 def _short(size: int, announced: int) -> FetchFailed:

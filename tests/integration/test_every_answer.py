@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from banana_batch.endpoint import classify, client
 from banana_batch.endpoint.references import ReferenceChanged
 from banana_batch.errors import Exit
+from banana_batch.exchange import Exchange
 from banana_batch.models import Outcome
 from tests.integration import test_answers, whole_runs
 from tests.integration.answers_peer import answer, failed, serving
@@ -208,8 +208,7 @@ async def test_what_never_left_uses_nothing_up(out: Path, monkeypatch: pytest.Mo
     elif name == "proxy_refused":
         options["proxy"] = url
     elif name == "not_sent":
-        monkeypatch.setattr("banana_batch.endpoint.client.sliced", _odd)
-        monkeypatch.setattr("banana_batch.endpoint.client.ONE_PIECE_BYTES", 0)
+        monkeypatch.setattr("banana_batch.exchange.Route.connect", _odd)
     ended = await run_batch(out, url, PROMPTS, give_up_after=0.1, **options)
     assert (ended.exit, dict(ended.jobs), ended.tries) == (Exit.UNAVAILABLE, {"pending": 4}, [0, 0, 0, 0])
     assert ended.credits == (0.0, 0.0, 0.0)
@@ -226,7 +225,7 @@ def _no_such_name(*_args: object, **_options: object) -> None:
     raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
-def _odd(_parts: object) -> None:
+async def _odd(_route: object) -> None:
     raise LookupError("odd")
 
 
@@ -289,7 +288,7 @@ async def test_a_fault_of_our_own_while_a_call_is_out(out: Path, monkeypatch: py
     """Whatever breaks here after the send, the call is in doubt: it is never taken for a refusal."""
     read, odd = client._read, [LookupError("odd")]
 
-    async def broken(call: client._Call, found: aiohttp.ClientResponse) -> None:
+    async def broken(call: client._Call, found: Exchange) -> None:
         if odd:
             raise odd.pop()
         await read(call, found)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from banana_batch.endpoint import references
-from banana_batch.endpoint.references import ReferenceChanged, References, sliced
+from banana_batch.endpoint.references import ReferenceChanged, References
 
 
 def _file(path: Path, content: bytes) -> dict[str, str]:
@@ -92,11 +92,3 @@ async def test_a_failed_read_is_not_remembered(tmp_path: Path) -> None:
             await kept.compose(_row("a"), files)
         (tmp_path / "gone").rename(path)
         assert await kept.compose(_row("a"), files)
-
-
-async def test_slices_are_the_body() -> None:
-    """Nothing is lost or doubled between slices, and none is larger than it says."""
-    parts = [b"{", b"x" * (references.SLICE_BYTES * 2 + 1), b"", b"}"]
-    slices = [piece async for piece in sliced(parts)]
-    assert b"".join(slices) == b"".join(parts)
-    assert max(map(len, slices)) == references.SLICE_BYTES
