@@ -5,6 +5,8 @@ from pathlib import Path
 
 # The state file's log, results and the log of the run.
 KEPT_FREE_BYTES = 1 << 20
+# Images that may be bought without looking again while there is plenty of room: looking is a system call a job.
+MOST_UNLOOKED = 32
 # Until an image of this run was seen; then the largest seen.
 FIRST_GUESS_BYTES = 256 << 10
 
@@ -15,17 +17,25 @@ class Room:
     def __init__(self, out: Path) -> None:
         self._out = out
         self._image_bytes = FIRST_GUESS_BYTES
+        self._unlooked = 0
 
     def has_room(self, images: int) -> bool:
         """Tell whether that many more images fit. A disk that does not answer is left to the write that fails."""
+        if self._unlooked:
+            self._unlooked -= 1
+            return True
         try:
             found = os.statvfs(self._out)
         except OSError:
             return True
-        return found.f_bavail * found.f_frsize >= KEPT_FREE_BYTES + images * self._image_bytes
+        spare = found.f_bavail * found.f_frsize - KEPT_FREE_BYTES - images * self._image_bytes
+        # Half of what is spare is left to others who write there meanwhile.
+        self._unlooked = max(0, min(MOST_UNLOOKED, spare // (2 * self._image_bytes)))
+        return spare >= 0
 
     def emit(self, event: str, /, **facts: object) -> None:
         """Learn from each image that was stored."""
         size = facts.get("bytes")
         if event == "stored" and isinstance(size, int):
-            self._image_bytes = max(self._image_bytes, size)
+            if size > self._image_bytes:
+                self._image_bytes, self._unlooked = size, 0
