@@ -36,6 +36,5 @@ class Room:
     def emit(self, event: str, /, **facts: object) -> None:
         """Learn from each image that was stored."""
         size = facts.get("bytes")
-        if event == "stored" and isinstance(size, int):
-            if size > self._image_bytes:
-                self._image_bytes, self._unlooked = size, 0
+        if event == "stored" and isinstance(size, int) and size > self._image_bytes:
+            self._image_bytes, self._unlooked = size, 0
