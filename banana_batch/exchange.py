@@ -117,7 +117,7 @@ class Exchange:
         content: The body.
     """
 
-    __slots__ = ("_connection", "_upload", "content", "headers", "status")
+    __slots__ = ("_connection", "_read_bufsize", "_upload", "content", "headers", "status")
 
     def __init__(
         self,
@@ -126,12 +126,32 @@ class Exchange:
         headers: Mapping[str, str],
         content: aiohttp.StreamReader,
         upload: "asyncio.Task[None] | None",
+        read_bufsize: int,
     ) -> None:
+        self._read_bufsize = read_bufsize
         self.status = status
         self.headers = headers
         self.content = content
         self._connection = connection
         self._upload = upload
+
+    def divert(self, take: Callable[[asyncio.Transport, int], None]) -> bytes | None:
+        """Take the connection from the parser; return what that has read of the body.
+
+        Args:
+            take: Gives the transport another protocol; gets the number of bytes that are returned.
+
+        Returns:
+            None, and nothing has changed: the connection is over, or the parser holds more than it has handed out.
+        """
+        transport, content = self._connection.transport, self.content
+        if transport is None or transport.is_closing() or content.exception() is not None or content.is_eof():
+            return None
+        if content.total_bytes > self._read_bufsize:
+            return None
+        read = content.read_nowait()
+        take(transport, len(read))
+        return read
 
     def end(self) -> None:
         """Keep the connection for another request where that is safe; else close it."""
@@ -188,7 +208,7 @@ async def exchange(
         while True:
             message, content = await protocol.read()
             if not 100 <= message.code < 200 or message.code == 101:
-                return Exchange(connection, message.code, message.headers, content, upload)
+                return Exchange(connection, message.code, message.headers, content, upload, read_bufsize)
     except HttpProcessingError as failed:
         _end(connection, upload, whole=False)
         raise Garbled(failed.message) from failed

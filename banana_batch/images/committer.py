@@ -25,7 +25,7 @@ from .files import hash_open, move, open_file, remove_part, set_aside, write_par
 from .folders import Folders
 from .oddities import oddities
 from .parts import StreamedPart
-from .verify import BytesSource, NotWhole, Whole, examine
+from .verify import NotWhole, Whole, examine
 
 SLICES = 8  # fsyncs of small parts under way at once
 
@@ -99,7 +99,7 @@ class Committer:
         if isinstance(body, StreamedPart):
             prepared = _Prepared(received, body.finding, body.sha256, body.written)
         else:
-            prepared = _Prepared(received, examine(BytesSource(body)), hashlib.sha256(body).hexdigest(), len(body))
+            prepared = _Prepared(received, examine(body), hashlib.sha256(body).hexdigest(), len(body))
         failure = _refused(prepared)
         if failure is not None:
             if isinstance(body, StreamedPart):

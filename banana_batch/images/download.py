@@ -9,9 +9,10 @@ Rule 4: bytes are bounded by MAX_BYTES, their memory by SMALL_BYTES and CHUNK_BY
 """
 
 import asyncio
+import mmap
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ from . import classify
 from .committer import Received
 from .folders import Folders
 from .guard import Allowed, Blocked, UrlRules, is_public
-from .parts import PartStream
+from .intake import Intake
+from .parts import PartStream, StreamedPart
 from .verify import NotWhole
 
 SMALL_BYTES = 256 * 1024  # up to here a body stays in memory
-CHUNK_BYTES = 256 * 1024  # of a larger one, for each hop to the disk
-READ_BUFFER_BYTES = 128 * 1024
+CHUNK_BYTES = 1024 * 1024  # of a larger one, for each hop to the disk
+READ_BUFFER_BYTES = 256 * 1024  # what one read from a socket brings
 MAX_PIECES = 1024  # of a body, waiting to be written
 MAX_BYTES = 100_000_000
 MAX_REDIRECTS = 3
@@ -115,6 +117,7 @@ class Downloader:
         # Two pools: a connection to a host that the user vouches for never serves a url that must be guarded.
         self._guarded = connector(guard, tls)
         self._vouched = connector(None, tls)
+        self._buffers: list[mmap.mmap] = []
         self._routes: dict[tuple[URL, bool], Route] = {}
 
     async def close(self) -> None:
@@ -135,7 +138,9 @@ class Downloader:
                 return answer
             try:
                 refusal = _refusal(answer)
-                return refusal or await _body(answer, image, PartStream(disk, folders, image.index), Patience(limit))
+                return refusal or await _body(
+                    answer, image, PartStream(disk, folders, image.index), Patience(limit), self._buffers
+                )
             finally:
                 answer.end()
 
@@ -209,11 +214,19 @@ class Patience:
         self._limit.reschedule(None)
 
 
-async def _body(answer: Exchange, image: PaidImage, stream: PartStream, patience: Patience) -> Received | FetchFailed:
+async def _body(
+    answer: Exchange, image: PaidImage, stream: PartStream, patience: Patience, buffers: list[mmap.mmap]
+) -> Received | FetchFailed:
     label = answer.headers.get("Content-Type")
     chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
     announced = None if chunked else _length(answer.headers)
     measured = chunked or announced is not None
+    if announced is not None and announced > SMALL_BYTES:
+        intake = Intake(min(announced, MAX_BYTES), patience.renew)
+        begun = answer.divert(intake.divert_from)
+        if begun is not None:
+            part = await _stored(stream, announced, _take(intake, begun, stream, patience, buffers))
+            return part if isinstance(part, FetchFailed) else Received(image, part, label, measured)
     chunks, size = list[bytes](), 0
     while size <= SMALL_BYTES:
         chunk = await _next(answer.content, chunked=chunked)
@@ -224,19 +237,50 @@ async def _body(answer: Exchange, image: PaidImage, stream: PartStream, patience
         patience.renew()
         _keep(chunks, chunk)
         size += len(chunk)
+    part = await _stored(stream, announced, _spill(answer.content, stream, chunks, patience, chunked=chunked))
+    return part if isinstance(part, FetchFailed) else Received(image, part, label, measured)
+
+
+async def _stored(
+    stream: PartStream, announced: int | None, written: Coroutine[None, None, int]
+) -> StreamedPart | FetchFailed:
+    """Return the part with a whole body in it, sealed; a body that is not whole leaves none."""
     sealed = False
     try:
-        size = await _spill(answer.content, stream, chunks, patience, chunked=chunked)
+        size = await written
         if announced is not None and size < min(announced, MAX_BYTES):
             return _short(size, announced)
         part = await stream.seal()
-        if size > MAX_BYTES:
+        if max(size, announced or 0) > MAX_BYTES:
             part.finding = NotWhole(f"more than {bytes_text(MAX_BYTES)}", part.finding.content_type, pixels=True)
         sealed = True
+        return part
     finally:
         if not sealed:
             await stream.discard()
-    return Received(image, part, label, measured)
+
+
+async def _take(intake: Intake, begun: bytes, stream: PartStream, patience: Patience, buffers: list[mmap.mmap]) -> int:
+    """Write the body to the part; return how many bytes came."""
+    # Of whole pages, as direct writes want it, and used again: memory that was never touched is dear.
+    pages = buffers.pop() if buffers else mmap.mmap(-1, CHUNK_BYTES)
+    buffer = memoryview(pages)
+    size = filled = len(begun)
+    buffer[:filled] = begun
+    del begun
+    while True:
+        room = len(buffer) - filled
+        came = await intake.fill(buffer[filled:])
+        size, filled = size + came, filled + came
+        over = came < room or not intake.left
+        if over:
+            patience.lift()
+        await stream.write([buffer[:filled]])
+        if over:
+            # Not where the fetch was cut short: a write may still be under way.
+            buffers.append(pages)
+            return size
+        filled = 0
 
 
 def _length(headers: Mapping[str, str]) -> int | None:

@@ -17,7 +17,7 @@ from . import names
 from .files import hash_open, open_file, set_aside
 from .folders import Folders, open_below, open_out
 from .oddities import oddities
-from .verify import FileSource, Whole, examine
+from .verify import Whole, examine_open
 
 
 def remove_parts(out: Path) -> int:
@@ -96,7 +96,7 @@ def _stored(folder: int, file: str) -> tuple[Whole, str, int] | None:
         return None
     fd, size = opened
     try:
-        finding = examine(FileSource(fd, size))
+        finding = examine_open(fd, size)
         if not isinstance(finding, Whole):
             return None
         os.fsync(fd)

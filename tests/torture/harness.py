@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from banana_batch.images.verify import BytesSource, Whole, examine
+from banana_batch.images.verify import Whole, examine
 from banana_batch.money import MICRO
 from banana_batch.sandbox.charges import LOG_NAME, Charge, parse_line
 from banana_batch.store.queries import sums_agree
@@ -167,7 +167,7 @@ def _images(db: sqlite3.Connection, batch: Batch, charges: Iterable[Charge]) -> 
     for name, path in files.items():
         content = path.read_bytes()
         charge = sold.get(_sold_as(content))
-        if not isinstance(examine(BytesSource(content)), Whole):
+        if not isinstance(examine(content), Whole):
             yield f"{name} is no whole image ({len(content)} bytes)"
         elif charge is None or not path.name.startswith(stems[charge.prompt]):
             yield f"{name} holds another picture"

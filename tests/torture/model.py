@@ -28,7 +28,7 @@ from unittest.mock import patch
 import async_solipsism
 
 from banana_batch.images.recovery import adopt, remove_parts
-from banana_batch.images.verify import BytesSource, Whole, examine
+from banana_batch.images.verify import Whole, examine
 from banana_batch.store.state import paid_images
 from tests.torture.recorder import Op, Recorder
 from tests.torture.suite import Figures, Suite
@@ -302,7 +302,7 @@ def recover(trace: Trace, disk: Disk, world: Path, body: bytes) -> str | None:
                 adopt(out, image)
             db.execute("ROLLBACK")
         for file in (out / "images").iterdir():
-            if not isinstance(examine(BytesSource(file.read_bytes())), Whole):
+            if not isinstance(examine(file.read_bytes()), Whole):
                 return f"recovery left {file.name}, which is no whole image"
     return None
 

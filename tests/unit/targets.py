@@ -11,7 +11,7 @@ from banana_batch.endpoint.key import Secret
 from banana_batch.errors import BananaError, OutputError
 from banana_batch.images.guard import Allowed, Blocked, UrlRules, is_public
 from banana_batch.images.names import split_stem
-from banana_batch.images.verify import BytesSource, Whole, examine
+from banana_batch.images.verify import Whole, examine
 from banana_batch.manifest import names
 from banana_batch.models import Outcome
 from banana_batch.text import printable
@@ -66,7 +66,7 @@ def _assert_no_private_literal(host: str) -> None:
 
 def images(data: bytes) -> None:
     """A finding, whatever the bytes; what is whole is within the limits and ends where it says."""
-    found = examine(BytesSource(data))
+    found = examine(data)
     if isinstance(found, Whole):
         assert 0 < found.width * found.height <= MAX_PIXELS
         assert 0 <= found.trailing_bytes < len(data)

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from banana_batch.images import verify
-from banana_batch.images.verify import BytesSource, FileSource, NotWhole, Whole, examine
+from banana_batch.images import verify, walks
+from banana_batch.images.verify import Examination, NotWhole, Whole, examine, examine_open
 from tests.unit.images.samples import WHOLE, chunk, png
 
 KINDS = sorted(WHOLE)
 
 
 def look(body: bytes) -> Whole | NotWhole:
-    return examine(BytesSource(body))
+    return examine(body)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,7 +35,7 @@ def test_a_file_is_judged_like_its_bytes(kind: str, tmp_path: Path, monkeypatch:
     path = tmp_path / "image"
     path.write_bytes(body + b"tail")
     with path.open("rb") as file:
-        assert examine(FileSource(file.fileno(), len(body) + 4)) == Whole(content_type, 64, 48, 4)
+        assert examine_open(file.fileno(), len(body) + 4) == Whole(content_type, 64, 48, 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,6 +144,22 @@ def test_overwritten_bytes_never_crash_the_walk(kind: str, place: int, junk: byt
     assert isinstance(look(body[:at] + junk + body[at + len(junk) :]), Whole | NotWhole)
 
 
+@given(
+    st.sampled_from(KINDS), st.integers(min_value=0), st.binary(max_size=3), st.lists(st.integers(1, 90), max_size=60)
+)
+@settings(max_examples=300)
+def test_pieces_are_judged_like_the_whole(kind: str, place: int, junk: bytes, lengths: list[int]) -> None:
+    """However a body comes apart on its way, what is found is the same: for whole, cut and damaged ones."""
+    body = WHOLE[kind][1]
+    at = place % len(body)
+    for made in (body, body[:at], body[:at] + junk + body[at + len(junk) :], body + junk):
+        examination, begin = Examination(), 0
+        for length in (*lengths, len(made)):
+            examination.feed(made[begin : begin + length])
+            begin += length
+        assert examination.end() == look(made)
+
+
 def test_a_pixel_bomb_is_refused_by_its_header() -> None:
     """50,000 x 50,000 pixels in 300 KB: refused in under 10 ms and 5 MiB, nothing decoded."""
     bomb = png(50_000, 50_000, bytes(304_000))
@@ -177,7 +193,7 @@ def test_every_type_has_its_pixel_limit(body: bytes) -> None:
 
 def test_endless_small_parts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred megabytes of empty chunks must not hold the disk thread for minutes."""
-    monkeypatch.setattr(verify, "MAX_PARTS", 50)
+    monkeypatch.setattr(walks, "MAX_PARTS", 50)
     body = png()
     assert look(body[:33] + chunk(b"tEXt", b"") * 60 + body[33:]) == NotWhole("too many chunks", "image/png")
     assert look(b"\xff\xd8\xff\xe0\x00\x02" + b"\xff\xe0\x00\x02" * 60) == NotWhole("too many segments", "image/jpeg")
@@ -235,6 +251,6 @@ def test_a_file_that_shrank_is_cut_off_not_a_crash(tmp_path: Path) -> None:
     path.write_bytes(WHOLE["png"][1][:100])
     fd = os.open(path, os.O_RDONLY)
     try:
-        assert isinstance(examine(FileSource(fd, 10_000)), NotWhole)
+        assert isinstance(examine_open(fd, 10_000), NotWhole)
     finally:
         os.close(fd)
