@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from banana_batch.images import download
+from banana_batch.images import bodies
 from banana_batch.models import FetchFailed, Outcome
 from tests.integration.answers_peer import answer, buy, serving, success
 from tests.integration.images_peer import answer as image_answer
@@ -102,7 +102,7 @@ async def test_no_answer_of_the_endpoint_takes_memory(name: str) -> None:
 @pytest.mark.parametrize("name", FLOODS)
 async def test_no_body_of_an_image_takes_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Streamed, capped, never unpacked: a failure that leaves no part, or damaged bytes that were counted."""
-    monkeypatch.setattr(download, "MAX_BYTES", 40_000_000)
+    monkeypatch.setattr(bodies, "MAX_BYTES", 40_000_000)
     head, block, times = FLOODS[name]
 
     async def flood(_request: bytes, writer: asyncio.StreamWriter) -> None:
@@ -164,6 +164,6 @@ def test_few_pieces_of_a_body_are_kept() -> None:
     """However small they come: an object a byte would be fifty times the body."""
     pieces: list[bytes] = []
     for number in range(5000):
-        download._keep(pieces, b"%d" % (number % 10))
-        assert len(pieces) <= download.MAX_PIECES
+        bodies._keep(pieces, b"%d" % (number % 10))
+        assert len(pieces) <= bodies.MAX_PIECES
     assert b"".join(pieces) == b"0123456789" * 500

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from banana_batch.errors import Exit, OutputError
-from banana_batch.images import download, parts
+from banana_batch.images import bodies, parts
 from banana_batch.images.recovery import adopt, remove_parts
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
 from tests.integration.images_peer import Host, answer, everything, fetching, host
@@ -173,8 +173,8 @@ async def test_the_same_damaged_bytes_twice_are_kept_and_lost(tmp_path: Path) ->
 
 async def test_an_endless_body_is_cut_at_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused at bounded memory and disk; the same endless body is known again and kept up to the cap."""
-    monkeypatch.setattr(download, "MAX_BYTES", 1_000_000)
-    monkeypatch.setattr(download, "CHUNK_BYTES", 300_000)
+    monkeypatch.setattr(bodies, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(bodies, "CHUNK_BYTES", 300_000)
 
     async def endless(_request: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + PNG)
@@ -194,7 +194,7 @@ async def test_an_endless_body_is_cut_at_the_cap(tmp_path: Path, monkeypatch: py
 
 async def test_a_body_that_stops_coming_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle for too long, small or large: a try that failed, and no part stays."""
-    monkeypatch.setattr(download, "IDLE_S", 0.2)
+    monkeypatch.setattr(bodies, "IDLE_S", 0.2)
     for body in (PNG, LARGE):
 
         async def stalls(_request: bytes, writer: asyncio.StreamWriter, body: bytes = body) -> None:
@@ -211,8 +211,8 @@ async def test_a_body_that_stops_coming_is_given_up(tmp_path: Path, monkeypatch:
 
 async def test_a_slow_body_has_time_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each packet renews the patience, up to the wall-clock cap."""
-    monkeypatch.setattr(download, "IDLE_S", 0.3)
-    monkeypatch.setattr(download, "RENEW_S", 0.0)
+    monkeypatch.setattr(bodies, "IDLE_S", 0.3)
+    monkeypatch.setattr(bodies, "RENEW_S", 0.0)
     pieces = [PNG[at : at + len(PNG) // 8] for at in range(0, len(PNG), len(PNG) // 8)]
 
     async def slow(_request: bytes, writer: asyncio.StreamWriter) -> None:
@@ -224,7 +224,7 @@ async def test_a_slow_body_has_time_but_not_for_ever(tmp_path: Path, monkeypatch
 
     async with host(slow) as peer:
         assert isinstance(await once(tmp_path, peer), StoredImage)
-        monkeypatch.setattr(download, "WALL_S", 0.1)
+        monkeypatch.setattr(bodies, "WALL_S", 0.1)
         assert (await failed(tmp_path, peer)).name == "image_unreachable"
 
 

@@ -93,7 +93,7 @@ def record(folder: Path, *, streamed: bool) -> Trace:
                 await world.one_run(None, stop_by=False)
 
     loop = async_solipsism.EventLoop()
-    large = patch("banana_batch.images.download.SMALL_BYTES", 100 if streamed else 1 << 20)
+    large = patch("banana_batch.images.bodies.SMALL_BYTES", 100 if streamed else 1 << 20)
     try:
         with world.inside(), patch.object(Witness, "committed", noted), large:
             loop.run_until_complete(night())
