@@ -13,8 +13,11 @@ from banana_batch.lifecycle import Event, Settlement
 from banana_batch.models import Answer, Backoff, FetchFailed, Kind, QueuedJob, Reserve, Settled, StoredImage
 from banana_batch.pacing.clock import SystemClock
 from banana_batch.store import queries, runs
+from banana_batch.store.ballast import BALLAST_NAME
+from banana_batch.store.changes import share_image
 from banana_batch.store.database import Unborn
-from banana_batch.store.state import BALLAST_NAME, StateStore, paid_images, share_image
+from banana_batch.store.handout import paid_images
+from banana_batch.store.state import StateStore
 from tests.torture.virtual import Inline
 
 PRO = Kind("gemini-3-pro-image-preview", "1K")
@@ -233,7 +236,7 @@ async def test_what_was_not_sent_before_is_left_out_once_the_limit_is_reached(db
     """`known_only` hands out jobs that an earlier run sent, so that --limit counts first sends alone."""
     attempt, job = await begun(store)
     await store.settle(attempt, job, Settled(Event.REFUSED_FOR_NOW, Settlement.REFUSED, "429"))
-    later = StateStore(db, Inline(), SystemClock(), runs.begin_run(db, 1, None), store._ballast.parent)
+    later = StateStore(db, Inline(), SystemClock(), runs.begin_run(db, 1, None), store._out)
     assert [one.index for one in await later.next_pending(10, known_only=True)] == [job.index]
 
 
