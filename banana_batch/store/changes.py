@@ -9,11 +9,12 @@ Rule 4: order in a group: begins, settlements, finished images, then all other o
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from banana_batch.lifecycle import SETTLEMENTS, Event, JobState, Settlement, after
-from banana_batch.models import FetchFailed, QueuedJob, Reserve, Settled, StoredImage
+from banana_batch.models import FetchFailed, Kind, QueuedJob, Reserve, Settled, StoredImage
 
 from .known import Known
 from .rows import ForRows
@@ -39,7 +40,7 @@ class Settle(NamedTuple):
 class Finish(NamedTuple):
     """An image lies durable under its name, and its job is `done`."""
 
-    index: int
+    job: int
     image: StoredImage
 
 
@@ -92,8 +93,11 @@ _DONE = after(JobState.PAID, Event.STORED).value
 _ONE_OF_THEM = "a change of this group can't be made"
 
 
-def make(db: sqlite3.Connection, changes: Sequence[Change], known: Known, run: int, now_us: int) -> list[Any]:
+def make(db: sqlite3.Connection, changes: Sequence[Change], known: Known, now_us: int) -> list[Any]:
     """Make a group of changes inside a transaction; return what each results in.
+
+    Args:
+        now_us: Their time, for the record: all of a group become durable at once.
 
     Raises:
         sqlite3.IntegrityError, IllegalTransition: one of them can't be made; nothing of the group may be kept.
@@ -104,7 +108,7 @@ def make(db: sqlite3.Connection, changes: Sequence[Change], known: Known, run: i
     moves: list[Move] = []
     if begins:
         numbers = known.number(len(begins))
-        moves += _begin(db, [change for _, change in begins], numbers, known, (run, now_us))
+        moves += _begin(db, [change for _, change in begins], numbers, known, now_us)
         for (place, _), number in zip(begins, numbers, strict=True):
             results[place] = number
     if settles:
@@ -138,19 +142,24 @@ def _sorted(
 
 
 def _begin(
-    db: sqlite3.Connection, begins: Sequence[Begin], numbers: range, known: Known, run_and_time: tuple[int, int]
+    db: sqlite3.Connection, begins: Sequence[Begin], numbers: range, known: Known, sent_us: int
 ) -> list[Move]:
     move(db, [(job.index, _IN_DOUBT, _RESENT, None, 0) for job, _ in begins if job.resend])
     rows = [
         (number, job.index, known.kind(db, job.kind), reserve.micro, int(reserve.ceiling))
         for number, (job, reserve) in zip(numbers, begins, strict=True)
     ]
-    _BEGIN.run(db, rows, *run_and_time)
+    _BEGIN.run(db, rows, known.run, sent_us)
     return [(index, _PENDING, _SENT, number, 0) for number, index, *_ in rows]
 
 
 def _settle(db: sqlite3.Connection, settles: Sequence[Settle]) -> list[Move]:
-    closed = _CLOSE.run(db, [_closing(attempt, settled) for attempt, _, settled in settles])
+    endings = [_ending(settled.event, settled.settlement) for _, _, settled in settles]
+    rows = [
+        _closing(attempt, outcome, settled)
+        for (attempt, _, settled), (_, outcome) in zip(settles, endings, strict=True)
+    ]
+    closed = _CLOSE.run(db, rows)
     if closed != len(settles):
         raise sqlite3.IntegrityError(f"there is no attempt {settles[0].attempt}" if len(settles) == 1 else _ONE_OF_THEM)
     _BUY.run(
@@ -162,23 +171,28 @@ def _settle(db: sqlite3.Connection, settles: Sequence[Settle]) -> list[Move]:
         ],
     )
     return [
-        (job.index, _SENDING, after(JobState.SENDING, settled.event).value, None, int(settled.counts))
-        for _, job, settled in settles
+        (job.index, _SENDING, becomes, None, int(settled.counts))
+        for (_, job, settled), (becomes, _) in zip(settles, endings, strict=True)
     ]
 
 
-def _closing(attempt: int, settled: Settled) -> tuple[object, ...]:
-    if settled.settlement not in SETTLEMENTS[Settlement.SENDING]:
-        raise sqlite3.IntegrityError(f"an attempt can't end as {settled.settlement}")
+@cache
+def _ending(event: Event, settlement: Settlement) -> tuple[str, str]:
+    """Return what a settlement makes of the job and of its attempt."""
+    if settlement not in SETTLEMENTS[Settlement.SENDING]:
+        raise sqlite3.IntegrityError(f"an attempt can't end as {settlement}")
+    return after(JobState.SENDING, event).value, settlement.value
+
+
+def _closing(attempt: int, outcome: str, settled: Settled) -> tuple[object, ...]:
     answer = settled.answer
     return (
-        attempt, settled.settlement.value,
-        answer.credits_micro if answer and settled.settlement is Settlement.PAID else None,
+        attempt, outcome, answer.credits_micro if answer and settled.settlement is Settlement.PAID else None,
         settled.latency_s, settled.status, settled.verdict, settled.message, settled.raw[:MAX_RAW_BYTES] or None,
     )  # fmt: skip
 
 
-def _prices(settles: Iterable[Settle]) -> Iterable[tuple[Any, int]]:
+def _prices(settles: Iterable[Settle]) -> Iterator[tuple[Kind, int]]:
     for _, job, settled in settles:
         if settled.answer is not None and settled.settlement is Settlement.PAID:
             yield job.kind, settled.answer.credits_micro or 0

@@ -28,13 +28,14 @@ class Known:
     """Sums, prices and numbers, kept by the one writer.
 
     Attributes:
+        run: The number of this run.
         totals: The ledger's sums over the life of the batch.
         run_totals: The same of this run.
         prices: The highest price seen of each kind that has one, in millionths.
     """
 
     def __init__(self, db: sqlite3.Connection, run: int) -> None:
-        self._run = run
+        self.run = run
         self._kinds: dict[Kind, int] = {}
         self._next_attempt = next_attempt(db)
         self._numbered = 0
@@ -79,7 +80,7 @@ class Known:
 
     def read(self, db: sqlite3.Connection) -> Seen:
         """Return what will be known after the commit."""
-        sums = [value or 0 for value in db.execute(_SUMS, (self._run,)).fetchone()]
+        sums = [value or 0 for value in db.execute(_SUMS, (self.run,)).fetchone()]
         prices = None
         if self._prices_changed:
             known = db.execute("SELECT model, image_size, highest FROM kinds WHERE highest IS NOT NULL").fetchall()

@@ -145,11 +145,11 @@ class StateStore:
 
     def _transaction(self, changes: Sequence[Change]) -> list[Any]:
         db, known = self._db, self._known
+        if self._broken and any(isinstance(change, Begin) for change in changes):
+            raise self._disk_error(self._broken)
         db.execute("BEGIN IMMEDIATE")
         try:
-            if self._broken and any(isinstance(change, Begin) for change in changes):
-                raise self._disk_error(self._broken)
-            results = make(db, changes, known, self._run, self._clock.wall_us())
+            results = make(db, changes, known, self._clock.wall_us())
             seen = known.read(db)
             db.execute("COMMIT")
         except BaseException:
