@@ -141,9 +141,7 @@ def _sorted(
     return begins, settles, finishes, others
 
 
-def _begin(
-    db: sqlite3.Connection, begins: Sequence[Begin], numbers: range, known: Known, sent_us: int
-) -> list[Move]:
+def _begin(db: sqlite3.Connection, begins: Sequence[Begin], numbers: range, known: Known, sent_us: int) -> list[Move]:
     move(db, [(job.index, _IN_DOUBT, _RESENT, None, 0) for job, _ in begins if job.resend])
     rows = [
         (number, job.index, known.kind(db, job.kind), reserve.micro, int(reserve.ceiling))
