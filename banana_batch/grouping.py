@@ -7,7 +7,6 @@ Rule 4: no task and no thread of our own; the executor is handed in (a simulatio
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from typing import Generic, TypeVar
@@ -23,7 +22,8 @@ class GroupCommit(Generic[Item, Result]):
         executor: Where `commit` runs; it must run one call at a time.
         commit: Takes a group, returns a result or an exception for each item, in order. What it raises
             goes to every caller of the group.
-        landed: Called on the loop's thread after each group, before its callers resume.
+        abandoned: Called on the loop's thread with an item and its result, where its caller was cancelled while
+            the item was on its way. What it puts is in the next group. Items that failed are not told.
         max_group: Items a group takes at most.
     """
 
@@ -31,18 +31,21 @@ class GroupCommit(Generic[Item, Result]):
         self,
         executor: Executor,
         commit: Callable[[Sequence[Item]], Sequence[Result | BaseException]],
-        landed: Callable[[], None] | None = None,
+        abandoned: Callable[[Item, Result], None] | None = None,
         max_group: int = 256,
     ) -> None:
         self._executor = executor
         self._commit = commit
-        self._landed = landed
+        self._abandoned = abandoned
         self._max_group = max_group
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._busy = False
 
     def put(self, item: Item) -> asyncio.Future[Result]:
-        """Queue an item for the next group; the future ends with its result. Call it on the loop's thread."""
+        """Queue an item for the next group; the future ends with its result. Call it on the loop's thread.
+
+        The future is the caller's own: cancelled, it tells `abandoned`.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future))
@@ -53,7 +56,7 @@ class GroupCommit(Generic[Item, Result]):
         return future
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_group))]
+        group, self._waiting = self._waiting[: self._max_group], self._waiting[self._max_group :]
         done = self._executor.submit(self._commit, [item for item, _ in group])
         done.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._land, loop, group, ended))
 
@@ -65,15 +68,14 @@ class GroupCommit(Generic[Item, Result]):
     ) -> None:
         failure = ended.exception()
         results: Sequence[Result | BaseException] = [failure] * len(group) if failure else ended.result()
-        if self._landed is not None:
-            self._landed()
-        for (_, future), result in zip(group, results, strict=True):
-            if future.done():
-                continue
+        for (item, future), result in zip(group, results, strict=True):
             if isinstance(result, BaseException):
-                future.set_exception(result)
-            else:
+                if not future.done():
+                    future.set_exception(result)
+            elif not future.done():
                 future.set_result(result)
+            elif self._abandoned is not None:
+                self._abandoned(item, result)
         if self._waiting:
             self._start(loop)
         else:

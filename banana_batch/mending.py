@@ -8,7 +8,9 @@ from .images.links import link_images
 from .images.recovery import adopt, remove_parts
 from .ports import Clock, Events
 from .store import queries, runs
-from .store.state import StateStore, paid_images, record_image, share_image
+from .store.changes import record_image, share_image
+from .store.handout import paid_images
+from .store.state import StateStore
 from .text import plural
 
 TWINS_AT_ONCE = 256

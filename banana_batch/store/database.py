@@ -24,6 +24,8 @@ STATE_NAME = "state.sqlite3"
 IMAGES_NAME = "images"
 APPLICATION_ID = 0x42414E42
 VERSION = 1
+# Tables that are STRICT; UPDATE … FROM.
+OLDEST_SQLITE = (3, 37)
 BUSY_MS = 10_000
 
 # A whole check reads the whole file: above this size only after a run that did not end by itself.
@@ -103,7 +105,12 @@ class Unborn:
 
 
 def nowhere() -> sqlite3.Connection:
-    """Return an empty state that no disk holds: what a plan is held against where there is no batch yet."""
+    """Return an empty state that no disk holds: what a plan is held against where there is no batch yet.
+
+    Raises:
+        SettingsError: SQLite is too old.
+    """
+    _refuse_old_sqlite()
     db = sqlite3.connect(":memory:", isolation_level=None)
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA temp_store = FILE")
@@ -197,7 +204,17 @@ def open_reader(out: Path) -> sqlite3.Connection:
         return db
 
 
+def _refuse_old_sqlite() -> None:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise SettingsError(
+            f"SQLite {sqlite3.sqlite_version} is too old: {oldest} or later is needed; nothing was changed",
+            "use a Python that comes with a newer SQLite: python -c 'import sqlite3; print(sqlite3.sqlite_version)'",
+        )
+
+
 def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
+    _refuse_old_sqlite()
     uri = f"file:{_uri_path(path)}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
     db.row_factory = sqlite3.Row

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from banana_batch.errors import ManifestError
 
-from .state import BALLAST_NAME
+from .ballast import BALLAST_NAME
 
 LOG_NAME = "run.log"
 _WAL_HEADER, _FRAME_HEADER = 32, 24

@@ -29,7 +29,7 @@ import async_solipsism
 
 from banana_batch.images.recovery import adopt, remove_parts
 from banana_batch.images.verify import Whole, examine
-from banana_batch.store.state import paid_images
+from banana_batch.store.handout import paid_images
 from tests.torture.recorder import Op, Recorder
 from tests.torture.suite import Figures, Suite
 from tests.torture.weather import Night

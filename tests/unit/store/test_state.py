@@ -2,61 +2,28 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from banana_batch.errors import DiskError
 from banana_batch.lifecycle import Event, Settlement
-from banana_batch.models import Answer, Backoff, FetchFailed, Kind, QueuedJob, Reserve, Settled, StoredImage
+from banana_batch.models import Backoff, FetchFailed, QueuedJob, Settled, StoredImage
 from banana_batch.pacing.clock import SystemClock
 from banana_batch.store import queries, runs
-from banana_batch.store.database import Unborn
-from banana_batch.store.state import BALLAST_NAME, StateStore, paid_images, share_image
+from banana_batch.store.ballast import BALLAST_NAME
+from banana_batch.store.changes import share_image
+from banana_batch.store.handout import paid_images
+from banana_batch.store.state import StateStore
 from tests.torture.virtual import Inline
-
-PRO = Kind("gemini-3-pro-image-preview", "1K")
-CREDIT = 1_000_000
-HELD = Reserve(50 * CREDIT, ceiling=True)
-DOUBT = Settled(Event.UNANSWERED, Settlement.DOUBT, "timeout")
-
-
-def paid(price: int | None = 13 * CREDIT) -> Settled:
-    how = Settlement.UNPRICED if price is None else Settlement.PAID
-    return Settled(Event.ANSWERED, how, "ok", answer=Answer("https://example.test/x.png", price))
-
-
-class Flaky(sqlite3.Connection):
-    """A state file on a disk that may be full.
-
-    Attributes:
-        full: Tells, for each statement, whether the disk is full.
-    """
-
-    full: Callable[[str], bool] = staticmethod(lambda _sql: False)
-
-    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        if self.full(sql):
-            raise sqlite3.OperationalError("database or disk is full")
-        return super().execute(sql, parameters)
+from tests.unit.store.small import CREDIT, DOUBT, HELD, PRO, Flaky, opened, outcomes, paid
 
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Flaky]:
-    unborn = Unborn(tmp_path)
-    opened = unborn.open()
-    opened.execute("INSERT INTO kinds (model, image_size) VALUES (?, ?)", (PRO.model, PRO.image_size))
-    opened.executemany(
-        "INSERT INTO jobs (job, id, position, key, kind, stem, request) VALUES (?1, ?1, ?1, x'00', 1, ?1, ?2)",
-        [(number, '{"prompt": "x"}') for number in range(1, 9)],
-    )
-    unborn.publish(opened).close()
-    flaky = sqlite3.connect(tmp_path / "state.sqlite3", isolation_level=None, factory=Flaky)
-    flaky.row_factory = sqlite3.Row
-    yield flaky
-    flaky.close()
+    with opened(tmp_path) as flaky:
+        yield flaky
 
 
 @pytest.fixture
@@ -67,10 +34,6 @@ def store(db: Flaky, tmp_path: Path) -> StateStore:
 async def begun(store: StateStore) -> tuple[int, QueuedJob]:
     (job,) = await store.next_pending(1)
     return await store.begin(job, HELD), job
-
-
-def outcomes(db: sqlite3.Connection) -> list[str]:
-    return [row[0] for row in db.execute("SELECT outcome FROM attempts ORDER BY attempt")]
 
 
 async def test_a_paid_answer_is_recorded_although_the_disk_is_full(
@@ -233,7 +196,7 @@ async def test_what_was_not_sent_before_is_left_out_once_the_limit_is_reached(db
     """`known_only` hands out jobs that an earlier run sent, so that --limit counts first sends alone."""
     attempt, job = await begun(store)
     await store.settle(attempt, job, Settled(Event.REFUSED_FOR_NOW, Settlement.REFUSED, "429"))
-    later = StateStore(db, Inline(), SystemClock(), runs.begin_run(db, 1, None), store._ballast.parent)
+    later = StateStore(db, Inline(), SystemClock(), runs.begin_run(db, 1, None), store._out)
     assert [one.index for one in await later.next_pending(10, known_only=True)] == [job.index]
 
 

@@ -1,0 +1,112 @@
+"""What the one writer knows of the state without asking it: as of the last commit, and nothing of a failed one."""
+
+import sqlite3
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from banana_batch.models import Kind, Totals
+
+from .queries import next_attempt
+
+_SUMS = """
+SELECT sum(reserved), sum(spent), sum(at_risk), sum(wasted),
+  sum(iif(run = ?1, reserved, 0)), sum(iif(run = ?1, spent, 0)),
+  sum(iif(run = ?1, at_risk, 0)), sum(iif(run = ?1, wasted, 0))
+FROM runs
+"""
+
+
+class Seen(NamedTuple):
+    """What a transaction reads before its commit; true once that has succeeded. `prices` None: as before."""
+
+    totals: Totals
+    run_totals: Totals
+    prices: dict[Kind, int] | None
+
+
+class Known:
+    """Sums, prices and numbers, kept by the one writer.
+
+    Attributes:
+        run: The number of this run.
+        totals: The ledger's sums over the life of the batch.
+        run_totals: The same of this run.
+        prices: The highest price seen of each kind that has one, in millionths.
+    """
+
+    def __init__(self, db: sqlite3.Connection, run: int) -> None:
+        self.run = run
+        self._kinds: dict[Kind, int] = {}
+        self._next_attempt = next_attempt(db)
+        self._numbered = 0
+        self._prices_changed = True
+        self.prices: dict[Kind, int] = {}
+        self.adopt(self.read(db))
+
+    # Inside a transaction.
+
+    def kind(self, db: sqlite3.Connection, kind: Kind) -> int:
+        """Return the number of a model × size, making it known."""
+        found = self._kinds.get(kind)
+        if found is None:
+            found = self._kinds[kind] = kind_number(db, kind)
+        return found
+
+    def number(self, attempts: int) -> range:
+        """Return numbers for so many new attempts; they are used up if this transaction is committed."""
+        first = self._next_attempt + self._numbered
+        self._numbered += attempts
+        return range(first, first + attempts)
+
+    def see_prices(self, db: sqlite3.Connection, stated: Iterable[tuple[Kind, int]]) -> None:
+        """Learn from what answers cost.
+
+        Where these are the first of a kind, what is set aside or at risk for others of it comes down to the dearest
+        of them: to what is set aside for the next one, in whatever order they came.
+        """
+        highest: dict[Kind, int] = {}
+        for kind, price in stated:
+            highest[kind] = max(price, highest.get(kind, 0))
+        for kind, price in highest.items():
+            known = self.prices.get(kind)
+            if known is None:
+                db.execute(
+                    "UPDATE attempts SET reserved = min(reserved, ?), ceiling = 0"
+                    " WHERE kind = ? AND ceiling = 1 AND outcome IN ('sending', 'doubt', 'unpriced')",
+                    (price, self.kind(db, kind)),
+                )
+            if known is None or price > known:
+                self._prices_changed = True
+
+    def read(self, db: sqlite3.Connection) -> Seen:
+        """Return what will be known after the commit."""
+        sums = [value or 0 for value in db.execute(_SUMS, (self.run,)).fetchone()]
+        prices = None
+        if self._prices_changed:
+            known = db.execute("SELECT model, image_size, highest FROM kinds WHERE highest IS NOT NULL").fetchall()
+            prices = {Kind(model, size): highest for model, size, highest in known}
+        return Seen(Totals(*sums[:4]), Totals(*sums[4:]), prices)
+
+    # After it.
+
+    def adopt(self, seen: Seen) -> None:
+        """The commit has succeeded: what it read holds."""
+        self.totals, self.run_totals = seen.totals, seen.run_totals
+        self._next_attempt += self._numbered
+        self._numbered = 0
+        if seen.prices is not None:
+            self.prices = seen.prices
+            self._prices_changed = False
+
+    def forget(self) -> None:
+        """It was rolled back: what it numbered is free again."""
+        self._kinds.clear()
+        self._numbered = 0
+        self._prices_changed = True
+
+
+def kind_number(db: sqlite3.Connection, kind: Kind) -> int:
+    """Return the number of a model × size, making it known."""
+    db.execute("INSERT OR IGNORE INTO kinds (model, image_size) VALUES (?, ?)", (kind.model, kind.image_size))
+    row = db.execute("SELECT kind FROM kinds WHERE model = ? AND image_size = ?", (kind.model, kind.image_size))
+    return int(row.fetchone()[0])
