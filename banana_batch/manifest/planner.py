@@ -124,6 +124,8 @@ class Planner:
     def _copies(self, draft: Draft, body: str, meta: str | None) -> list[PlannedJob]:
         given = draft.id
         jobs = [self._planned(draft, given, body, meta)]
+        if draft.copies == 1:
+            return jobs
         for copy in range(2, draft.copies + 1):
             draft.copy = copy
             jobs.append(self._planned(draft, given and f"{given}~{copy}", body, meta))
