@@ -29,7 +29,7 @@ class Job(BaseModel):
         meta: Columns of the user's own; they reappear in the results.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     prompt: str
     model: str | None = None

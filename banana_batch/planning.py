@@ -17,9 +17,10 @@ from .manifest.loader import open_manifests, run_settings
 from .models import PlannedJob
 from .settings import DEFAULT_BASE_URL, BadSettings, Settings, resolve
 from .store import database, runs
+from .store.difference import Difference
 from .store.evidence import refuse_the_past, set_log_aside
 from .store.lock import LOCK_NAME, batch_lock
-from .store.planning import Difference, Planner
+from .store.planning import Planner
 from .text import plural
 
 EXPANSION_LIMIT = 10_000

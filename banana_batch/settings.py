@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from . import money
 from .job import AspectRatio, ImageSize, ThinkingLevel
@@ -98,10 +97,10 @@ NameList = Annotated[list[str], BeforeValidator(_parse_list)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything `run` can be told. `Settings(out="outputs/cats", budget="$5")` does for the Python API."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     out: Annotated[Path | None, Option("DIR", "o", MAIN)] = Field(
         None, description="Output folder [default: outputs/<manifest stem> beside the manifest]"
@@ -222,18 +221,6 @@ class Settings(BaseSettings):
         None, description="Events as JSON lines [default: run.log in the output folder]"
     )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003  # the base class's signature
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take what is handed in, and nothing from the process's surroundings (rule 3)."""
-        return (init_settings,)
-
     @field_validator("base_url")
     @classmethod
     def _gateway_is_private(cls, value: str) -> str:
@@ -343,7 +330,7 @@ def resolve(options: Mapping[str, object], environ: Mapping[str, str], job_file:
             if name not in merged:
                 merged[name], origin[name] = value, source
     try:
-        return Settings(**merged)  # type: ignore[arg-type]  # values are checked by the model itself
+        return Settings.model_validate(merged)
     except ValidationError as failed:
         raise BadSettings([_bad(error, origin) for error in failed.errors()]) from None
 

@@ -56,9 +56,10 @@ def _bytes_escaped(char: str) -> str:
 
 def slug(text: str, max_bytes: int = 60) -> str:
     """Return `text` as lower-case ASCII words joined by dashes, at most `max_bytes` long; may be empty."""
-    ascii_only = unicodedata.normalize("NFKD", text[: max_bytes * 8]).encode("ascii", "ignore")
+    start = text[: max_bytes * 8]
+    plain = start if start.isascii() else unicodedata.normalize("NFKD", start)
     # A table and a split take a third of the time of regular expressions: a million rows each get a slug.
-    joined = b"-".join(ascii_only.translate(_WORDS_ONLY).split()).decode()
+    joined = b"-".join(plain.encode("ascii", "ignore").translate(_WORDS_ONLY).split()).decode()
     if len(joined) <= max_bytes:
         return joined
     whole_words = joined[: max_bytes + 1].rpartition("-")[0]

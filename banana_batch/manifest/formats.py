@@ -77,18 +77,27 @@ def read_txt(stream: Readable, report: Report) -> Iterator[Row]:
 
 def read_jsonl(stream: Readable, report: Report) -> Iterator[Row]:
     """An object a line; blank lines are skipped."""
-    for line, text in enumerate(text_lines(stream), 1):
-        if not text or text.isspace():
-            continue
-        report.line = line
+    whole = _DECODER.raw_decode
+    for line, ended in enumerate(text_lines(stream), 1):
+        text = ended.removesuffix("\r")
         try:
-            row = json_value(text)
-        except BadJson as bad:
-            report.problem("", str(bad), _AN_OBJECT)
-            continue
+            row, end = whole(text)
+        except (ValueError, RecursionError):
+            end = -1
+        if end != len(text):
+            # Space around it, a blank line, or no JSON: looked at closely, as few are.
+            if not text or text.isspace():
+                continue
+            report.line = line
+            try:
+                row = json_value(text)
+            except BadJson as bad:
+                report.problem("", str(bad), _AN_OBJECT)
+                continue
         if type(row) is dict:
             yield line, tuple(row), tuple(row.values())
         else:
+            report.line = line
             report.problem("", shown(row), _AN_OBJECT)
 
 

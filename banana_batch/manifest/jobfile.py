@@ -9,7 +9,6 @@ Rule 2: paths are relative to the job file; dates and times are taken as their t
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, time
@@ -116,6 +115,8 @@ def _refused(problems: list[Problem]) -> ManifestError:
 
 
 def _parsed(text: str, report: Report) -> dict[str, Any]:
+    import tomllib  # most runs have no job file
+
     try:
         return {name: _plain(value) for name, value in tomllib.loads(text).items()}
     except tomllib.TOMLDecodeError as failed:

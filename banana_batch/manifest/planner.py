@@ -118,16 +118,17 @@ class Planner:
             report.problem("prompt", shown(prompt), "text without half a character (a lone surrogate)")
             return ()
         draft.shape, draft.prompt = shape, prompt
-        jobs = self._copies(draft, shape.body(text), meta)
+        body = shape.body(text)
+        jobs = [self._planned(draft, draft.id, body, meta)]
+        if draft.copies > 1:
+            jobs += self._copies(draft, body, meta)
         return jobs if report.count == before else ()
 
-    def _copies(self, draft: Draft, body: str, meta: str | None) -> list[PlannedJob]:
+    def _copies(self, draft: Draft, body: str, meta: str | None) -> Iterator[PlannedJob]:
         given = draft.id
-        jobs = [self._planned(draft, given, body, meta)]
         for copy in range(2, draft.copies + 1):
             draft.copy = copy
-            jobs.append(self._planned(draft, given and f"{given}~{copy}", body, meta))
-        return jobs
+            yield self._planned(draft, given and f"{given}~{copy}", body, meta)
 
     def _planned(self, draft: Draft, name: str | None, body: str, meta: str | None) -> PlannedJob:
         shape, report, stem = draft.shape, self._report, self._namer.stem(draft)

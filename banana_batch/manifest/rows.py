@@ -63,6 +63,8 @@ CHOICES: tuple[str, ...] = tuple(Choices.model_fields)
 class RequestFields(Choices):
     """What goes to the endpoint. As `[defaults]` of a job file, `prompt` is a template over a row's columns."""
 
+    model_config = ConfigDict(defer_build=True)  # most runs validate Choices alone
+
     prompt: str | None = Field(
         None, description="Any text with a character that is not space; sent exactly as given", pattern=r"\S"
     )

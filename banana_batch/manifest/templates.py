@@ -168,7 +168,7 @@ class FilenameTemplate:
     def fill(self, values: list[str], copy_mark: str) -> str:
         """Put the slots' values in, cut to fit, with `copy_mark` at the end."""
         stem = self._format % tuple(values)
-        if names.size(stem) > self._limit - len(copy_mark):
+        if (len(stem) if stem.isascii() else names.size(stem)) > self._limit - len(copy_mark):
             stem = self._format % tuple(_fitted(values, self._room - len(copy_mark)))
         return stem + copy_mark
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from pydantic_core import from_json, to_json
 
@@ -36,30 +36,27 @@ _FLAGS = {"true": True, "false": False}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Row(Protocol):
-    """A row of the state file by column name: `sqlite3.Row`, or a dict. It has the columns COLUMNS.
+def result_dict(row: Iterable[Any]) -> dict[str, Any]:
+    """Return a job's line of results.jsonl as an object, with KEYS in order.
 
-    `job` is the index, `request` the wire body and `unsent` and `meta` JSON texts (the last two may be null), `path`
-    relative to the output folder, `sha256` bytes, `credits` in millionths, `sent_at_us` and `done_at_us`
-    microseconds since the epoch. All but `job`, `id`, `state`, `request` and `attempts` may be null.
+    Args:
+        row: The columns COLUMNS, in their order. `job` is the index, `request` the wire body and `unsent` and `meta`
+            JSON texts (the last two may be null), `path` relative to the output folder, `sha256` bytes, `credits` in
+            millionths, `sent_at_us` and `done_at_us` microseconds since the epoch. All but `job`, `id`, `state`,
+            `request` and `attempts` may be null.
     """
-
-    def __getitem__(self, name: str, /) -> Any:
-        """Return a column."""
-
-
-def result_dict(row: Row) -> dict[str, Any]:
-    """Return a job's line of results.jsonl as an object, with KEYS in order."""
-    request = _object(row["request"])
-    if row["unsent"]:
-        request = _object(row["unsent"]) | request
-    said = request.get
-    sha256, micro, sent_us, done_us = row["sha256"], row["credits"], row["sent_at_us"], row["done_at_us"]
-    error_class = row["error_class"]
+    (
+        job, name, state, request, unsent, meta, path, size, sha256, width, height, content_type, image_url, micro,
+        attempts, latency_s, sent_us, done_us, error_class, error_message, warning,
+    ) = row  # fmt: skip
+    asked = _object(request)
+    if unsent:
+        asked = _object(unsent) | asked
+    said = asked.get
     return {
-        "id": row["id"],
-        "index": row["job"],
-        "state": row["state"],
+        "id": name,
+        "index": job,
+        "state": state,
         "prompt": said("prompt"),
         "model": said("model"),
         "aspect_ratio": said("aspect_ratio"),
@@ -68,21 +65,21 @@ def result_dict(row: Row) -> dict[str, Any]:
         "google_search": _flag(said("google_search")),
         "image_search": _flag(said("image_search")),
         "refer_images": said("refer_images"),
-        "meta": _object(row["meta"]) if row["meta"] else None,
-        "image": row["path"],
-        "bytes": row["bytes"],
+        "meta": _object(meta) if meta else None,
+        "image": path,
+        "bytes": size,
         "sha256": None if sha256 is None else sha256.hex(),
-        "width": row["width"],
-        "height": row["height"],
-        "content_type": row["content_type"],
-        "image_url": row["image_url"],
+        "width": width,
+        "height": height,
+        "content_type": content_type,
+        "image_url": image_url,
         "credits": None if micro is None else credits_text(micro),
-        "attempts": row["attempts"],
-        "latency_s": row["latency_s"],
+        "attempts": attempts,
+        "latency_s": latency_s,
         "sent_at": None if sent_us is None else rfc3339(sent_us),
         "done_at": None if done_us is None else rfc3339(done_us),
-        "error": None if error_class is None else {"class": error_class, "message": row["error_message"] or ""},
-        "warning": row["warning"],
+        "error": None if error_class is None else {"class": error_class, "message": error_message or ""},
+        "warning": warning,
     }
 
 

@@ -81,13 +81,17 @@ class Unborn:
             db = _connect(self._file)
             _make_durable(db, self._out)
             _make_schema(db)
+            # Until it has its name, nothing of it has to outlast a crash: the plan is written once, not to a log first.
+            db.execute("PRAGMA journal_mode = MEMORY")
+            db.execute("PRAGMA synchronous = OFF")
             return db
 
     def publish(self, db: sqlite3.Connection) -> sqlite3.Connection:
         """Give the state its name, durably; return the connection that goes on with it."""
         with _telling_disk(self._out):
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            _make_durable(db, self._out)
             db.close()
+            sync_file(self._file)
             self._file.rename(state_path(self._out))
             # SQLite ignores a failed sync of a directory, so the names are made durable here.
             sync_folder(self._out)
@@ -153,9 +157,18 @@ def make_folder(out: Path) -> list[Path]:
     return made
 
 
+def sync_file(file: Path) -> None:
+    """Make what is in a file durable. Raises OSError."""
+    _sync(file, os.O_NOFOLLOW)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(folder, os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(descriptor)
     finally:

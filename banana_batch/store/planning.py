@@ -5,21 +5,23 @@ Rule 2: a known id keeps its index, its file name and its money. Only a changed 
 Rule 3: nothing here grows with the manifest in memory: sorting and grouping are SQLite's, on disk.
 """
 
-import json
 import sqlite3
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from banana_batch.errors import Problem
 from banana_batch.models import INDEX_MARK, Kind, PlannedJob
 from banana_batch.text import printable
 
+from .difference import ChangedRow, Difference, KindCount, differences
+
+# In `refs`, `unsent` and `meta` an empty text stands for none: binding NULL takes longer than the text.
 _STAGE = """
 CREATE TEMP TABLE planned (
   row INTEGER PRIMARY KEY, id TEXT NOT NULL, given INTEGER NOT NULL, key BLOB NOT NULL, kind INTEGER NOT NULL,
-  request TEXT NOT NULL, refs TEXT, unsent TEXT, meta TEXT, stem TEXT NOT NULL, file INTEGER NOT NULL,
-  line INTEGER NOT NULL, job INTEGER);
+  request TEXT NOT NULL, refs TEXT NOT NULL, unsent TEXT NOT NULL, meta TEXT NOT NULL, stem TEXT NOT NULL,
+  file INTEGER NOT NULL, line INTEGER NOT NULL, job INTEGER);
 CREATE TEMP TABLE planned_kinds (
   kind INTEGER PRIMARY KEY, model TEXT NOT NULL, image_size TEXT NOT NULL, known INTEGER);
 """
@@ -27,67 +29,6 @@ CREATE TEMP TABLE planned_kinds (
 # A job whose request was never bought, or was refused for good, takes a changed row as it is.
 _FREE = "(jobs.attempts = 0 OR jobs.state = 'failed')"
 _SAMPLE = 10
-
-
-@dataclass(frozen=True, slots=True)
-class ChangedRow:
-    """A known id with another request.
-
-    Attributes:
-        differences: `field: was → is`, printable.
-    """
-
-    id: str
-    file: str
-    line: int
-    differences: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class KindCount:
-    """Jobs of one model × size.
-
-    Attributes:
-        new: Not bought under this request: changed rows among them.
-        states: Known jobs of the manifest by state.
-        removed: Jobs of the last manifest that this one does not have.
-    """
-
-    kind: Kind
-    new: int
-    states: Mapping[str, int]
-    removed: int = 0
-
-
-@dataclass(slots=True)
-class Difference:
-    """What a manifest means for a batch.
-
-    Attributes:
-        rows: Jobs in the manifest, after expansion.
-        new: Not known to the batch, changed ones among them not counted.
-        changed: Known ids with another request whose job was sent: refused unless accepted.
-        updated: Known ids with another request whose job was never sent, or failed: they take it.
-        removed: Jobs of the last manifest that this one does not have.
-        known: Jobs of the last manifest.
-        duplicates: Rows whose request another row has too.
-        changes: The first few changed rows.
-    """
-
-    rows: int = 0
-    new: int = 0
-    changed: int = 0
-    updated: int = 0
-    removed: int = 0
-    known: int = 0
-    duplicates: int = 0
-    kinds: list[KindCount] = field(default_factory=list)
-    changes: list[ChangedRow] = field(default_factory=list)
-
-    @property
-    def mostly_gone(self) -> bool:
-        """More than half of the known rows are missing: likely another manifest, or another default."""
-        return self.removed * 2 > self.known
 
 
 class Planner:
@@ -103,6 +44,8 @@ class Planner:
         self._width = index_width
         self._files: dict[str, int] = {}
         self._kinds: dict[Kind, int] = {}
+        self._rows: Counter[int] = Counter()
+        self._given = False
         self._named = False
         self._repeats = False
         # With no job known, each row is new and its place is its index.
@@ -128,7 +71,9 @@ class Planner:
             self._number_repeated()
         problems = []
         try:
-            self._db.execute("CREATE UNIQUE INDEX temp.planned_by_id ON planned (id)")
+            # Ids that the requests give are numbered where they repeat; only given ones can meet, or a known one.
+            if self._given or not self._fresh:
+                self._db.execute("CREATE UNIQUE INDEX temp.planned_by_id ON planned (id)")
         except sqlite3.IntegrityError:
             problems = list(self._repeated_ids())
         else:
@@ -140,20 +85,24 @@ class Planner:
         return problems
 
     def _records(self, jobs: Iterable[PlannedJob]) -> Iterator[tuple[object, ...]]:
-        files, kinds, fresh = self._files, self._kinds, self._fresh
-        for row, job in enumerate(jobs, 1):
-            kind = kinds.get(job.kind)
-            if kind is None:
-                kind = kinds[job.kind] = len(kinds) + 1
-            file = files.get(job.file)
-            if file is None:
-                file = files[job.file] = len(files)
-            if INDEX_MARK not in job.stem:
+        """Turn planned jobs into rows of the staging table: a million times, so each look-up counts."""
+        files, fresh = self._files, self._fresh
+        last, number = None, 0
+        for row, (name, key, kind, request, refs, unsent, meta, stem, file, line) in enumerate(jobs, 1):
+            if kind is not last:
+                last, number = kind, self._kinds.setdefault(kind, len(self._kinds) + 1)
+            self._rows[number] += 1
+            place = files.get(file)
+            if place is None:
+                place = files[file] = len(files)
+            if INDEX_MARK not in stem:
                 self._named = True
-            given = job.id is not None
+            if name is not None:
+                self._given = True
+            # Only whole numbers, texts and bytearrays are bound as they are; for others sqlite3 looks for an adapter.
             yield (
-                row, job.id if given else job.key.hex()[:20], given, job.key, kind, job.request, job.references,
-                job.unsent, job.meta, job.stem, file, job.line, -row if fresh else None,
+                row, key.hex()[:20] if name is None else name, 0 if name is None else 1, bytearray(key), number,
+                request, refs or "", unsent or "", meta or "", stem, place, line, -row if fresh else None,
             )  # fmt: skip
 
     def _number_repeated(self) -> None:
@@ -237,6 +186,9 @@ class Planner:
     def difference(self) -> Difference:
         """Tell what the staged manifest means for the batch. Changes nothing."""
         one = self._count
+        duplicates = one("SELECT count(*) - count(DISTINCT key) FROM planned") if self._repeats else 0
+        if self._fresh:
+            return self._all_new(duplicates)
         found = Difference(
             rows=one("SELECT count(*) FROM planned"),
             changed=one("SELECT count(*) FROM planned JOIN jobs USING (id) WHERE planned.job < 0"),
@@ -244,7 +196,7 @@ class Planner:
                 "SELECT count(*) FROM planned JOIN jobs ON jobs.job = planned.job WHERE jobs.key <> planned.key"
             ),
             known=one("SELECT count(*) FROM jobs WHERE position IS NOT NULL AND origin IS NULL"),
-            duplicates=one("SELECT count(*) - count(DISTINCT key) FROM planned") if self._repeats else 0,
+            duplicates=duplicates,
         )
         found.new = one("SELECT count(*) FROM planned WHERE job < 0") - found.changed
         found.removed = one(
@@ -254,6 +206,12 @@ class Planner:
         found.kinds = self._kind_counts(any_removed=found.removed > 0)
         found.changes = list(self._changes()) if found.changed else []
         return found
+
+    def _all_new(self, duplicates: int) -> Difference:
+        rows = self._rows.total()
+        kinds = [KindCount(kind, self._rows[number], {}) for kind, number in self._kinds.items()]
+        kinds.sort(key=lambda found: (found.kind.model, found.kind.image_size))
+        return Difference(rows=rows, new=rows, duplicates=duplicates, kinds=kinds)
 
     def _kind_counts(self, *, any_removed: bool) -> list[KindCount]:
         states: dict[Kind, dict[str, int]] = {}
@@ -280,13 +238,13 @@ class Planner:
     def _changes(self) -> Iterator[ChangedRow]:
         for row in self._db.execute(
             "SELECT planned.id, file, line, jobs.request AS was, planned.request AS now,"
-            " jobs.refs AS was_refs, planned.refs AS now_refs"
+            " jobs.refs AS was_refs, nullif(planned.refs, '') AS now_refs"
             " FROM planned JOIN jobs USING (id) WHERE planned.job < 0 ORDER BY row LIMIT ?",
             (_SAMPLE,),
         ):
             yield ChangedRow(
                 row["id"], self._file(row["file"]), row["line"],
-                tuple(_differences(row["was"], row["now"], row["was_refs"], row["now_refs"])),
+                tuple(differences(row["was"], row["now"], row["was_refs"], row["now_refs"])),
             )  # fmt: skip
 
     def _count(self, sql: str) -> int:
@@ -318,16 +276,41 @@ class Planner:
             " WHERE kinds.model = planned_kinds.model AND kinds.image_size = planned_kinds.image_size"
         )
         kind = "(SELECT known FROM planned_kinds AS named WHERE named.kind = planned.kind)"
+        if not self._fresh:
+            self._update(kind)
+        lifted = self._lift() if self._fresh else ()
+        db.execute(
+            f"""
+            INSERT INTO jobs (job, id, position, key, kind, stem, request, refs, unsent, meta)
+            SELECT -job, id, row, key, {kind}, {self._stem("stem", "-job")}, request,
+              nullif(refs, ''), nullif(unsent, ''), nullif(meta, '')
+            FROM planned WHERE job < 0 ORDER BY row
+            """
+        )
+        for statement in lifted:
+            db.execute(statement)
+        if not self._fresh:
+            db.execute(
+                "UPDATE jobs SET position = (SELECT position FROM jobs AS first WHERE first.job = jobs.origin)"
+                " WHERE origin IS NOT NULL AND position IS NULL"
+            )
+            db.execute("UPDATE jobs SET twin = NULL WHERE twin IS NOT NULL AND +state = 'pending'")
+        if reuse:
+            self._twin()
+
+    def _update(self, kind: str) -> None:
+        """Bring the known jobs in line with the manifest; `kind`: what is staged, as the batch numbers it."""
+        db = self._db
         # The old job of an accepted change keeps its image under an id that no manifest can hold.
         db.execute(
             "UPDATE jobs SET id = jobs.id || '~was-' || jobs.job, position = NULL FROM planned"
             " WHERE planned.id = jobs.id AND planned.job < 0"
         )
         db.execute("UPDATE jobs SET position = NULL WHERE position IS NOT NULL")
-        if self._fresh:
-            # Sorted at the end, an index costs a fifth of a million insertions at random places.
-            db.execute("DROP INDEX jobs_by_id")
-        taken = "position = planned.row, refs = planned.refs, meta = planned.meta, unsent = planned.unsent"
+        taken = (
+            "position = planned.row, refs = nullif(planned.refs, ''), unsent = nullif(planned.unsent, ''),"
+            " meta = nullif(planned.meta, '')"
+        )
         db.execute(
             f"UPDATE jobs SET {taken}, request = planned.request, kind = {kind}, key = planned.key, tries = 0,"
             " state = 'pending' FROM planned"
@@ -338,22 +321,19 @@ class Planner:
             f" kind = iif(jobs.attempts = 0, {kind}, jobs.kind), key = planned.key"
             " FROM planned WHERE planned.job = jobs.job AND jobs.position IS NULL"
         )
-        db.execute(
-            f"""
-            INSERT INTO jobs (job, id, position, key, kind, stem, request, refs, unsent, meta)
-            SELECT -job, id, row, key, {kind}, {self._stem("stem", "-job")}, request, refs, unsent, meta
-            FROM planned WHERE job < 0 ORDER BY row
-            """
-        )
-        if self._fresh:
-            db.execute("CREATE UNIQUE INDEX jobs_by_id ON jobs (id)")
-        db.execute(
-            "UPDATE jobs SET position = (SELECT position FROM jobs AS first WHERE first.job = jobs.origin)"
-            " WHERE origin IS NOT NULL AND position IS NULL"
-        )
-        db.execute("UPDATE jobs SET twin = NULL WHERE twin IS NOT NULL AND state = 'pending'")
-        if reuse:
-            self._twin()
+
+    def _lift(self) -> list[str]:
+        """Drop what makes the first jobs' insertion slow; return the statements that put it back.
+
+        Sorted at the end, an index costs a fifth of a million insertions at random places. The trigger would look at
+        each row for a state that the insertion does not set.
+        """
+        lifted = self._db.execute(
+            "SELECT type, name, sql FROM sqlite_schema WHERE name IN ('jobs_by_id', 'jobs_are_born_pending')"
+        ).fetchall()
+        for row in lifted:
+            self._db.execute(f"DROP {row['type']} {row['name']}")
+        return [row["sql"] for row in lifted]
 
     def _twin(self) -> None:
         """Tie each unsent row to the first job with the same request."""
@@ -370,16 +350,3 @@ class Planner:
 
 def _folded(stem: str) -> str:
     return unicodedata.normalize("NFC", stem).casefold()
-
-
-def _differences(was: str, now: str, was_refs: str | None, now_refs: str | None) -> Iterator[str]:
-    old, new = json.loads(was), json.loads(now)
-    for name in sorted({*old, *new}):
-        if old.get(name) != new.get(name):
-            yield f"{name}: {_shown(old.get(name))} → {_shown(new.get(name))}"
-    if was_refs != now_refs:
-        yield "refer_images: the content of a local file changed"
-
-
-def _shown(value: object) -> str:
-    return "not given" if value is None else printable(json.dumps(value, ensure_ascii=False), 60)

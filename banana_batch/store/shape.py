@@ -9,7 +9,6 @@ import re
 import sqlite3
 import stat
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 from banana_batch.errors import DiskError
@@ -25,7 +24,7 @@ def schema_script() -> str:
         DiskError: this program's own file can't be read.
     """
     try:
-        return files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+        return Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
     except OSError as failed:
         raise DiskError(f"schema.sql of this program can't be read: {failed.strerror}", "install it anew") from failed
 

@@ -13,7 +13,7 @@ JOBS = [Job(prompt=f"a cat, number {number}", id=f"cat-{number}", meta={"number"
 
 
 def _settings(out: Path, **further: object) -> Settings:
-    return Settings(out=out, sandbox=True, **further)  # type: ignore[arg-type]  # values of the test's own choice
+    return Settings(out=out, sandbox=True, **further)
 
 
 async def _all(out: Path, **further: object) -> list[RunResult]:

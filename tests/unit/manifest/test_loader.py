@@ -184,6 +184,8 @@ problems = []
 count = sum(1 for _ in open_manifests([sys.argv[1]], Settings(), Path("/"), BytesIO()).jobs(problems, []))
 print(count, len(problems), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+# A process begins with the peak of the one that started it: the tests' own must not hide what is measured.
+_SMALL = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', *sys.argv[1:]]))"
 
 
 def test_memory_is_flat_in_the_number_of_rows(tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_memory_is_flat_in_the_number_of_rows(tmp_path: Path) -> None:
     for count in (1_000, 30_000):
         path = tmp_path / f"{count}.jsonl"
         path.write_text("\n".join(json.dumps({"prompt": f"{'a long prompt ' * 20} {n}", "n": n}) for n in range(count)))
-        ran = subprocess.run([sys.executable, "-c", _MEASURE, path], capture_output=True, check=True, text=True)
+        ran = subprocess.run([sys.executable, "-c", _SMALL, _MEASURE, path], capture_output=True, check=True, text=True)
         planned, problems, peak = map(int, ran.stdout.split())
         assert (planned, problems) == (count, 0)
         used.append(peak * unit)

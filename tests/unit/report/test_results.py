@@ -1,10 +1,10 @@
 """results.jsonl and its CSV form."""
 
+import contextlib
 import csv
 import io
 import json
 import os
-import sqlite3
 import stat
 import time
 import tracemalloc
@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from banana_batch.errors import DiskError
+from banana_batch.lifecycle import JobState
 from banana_batch.report.results import COLUMNS, KEYS, result_dict, write_csv, write_results
+from banana_batch.store import database, queries
 
 CONTRACT_KEYS = [
     "id", "index", "state", "prompt", "model", "aspect_ratio", "image_size", "thinking_level",
@@ -23,10 +25,10 @@ CONTRACT_KEYS = [
 ]  # fmt: skip
 
 
-def row(**columns: Any) -> dict[str, Any]:
+def row(**columns: Any) -> list[Any]:
     known: dict[str, Any] = dict.fromkeys(COLUMNS)
     known |= {"job": 1, "id": "a", "state": "pending", "request": '{"prompt":"p","model":"m"}', "attempts": 0}
-    return known | columns
+    return list((known | columns).values())
 
 
 DONE = row(
@@ -70,14 +72,21 @@ def test_a_result_says_what_was_asked_bought_and_stored() -> None:
     assert failed["error"] == {"class": "refused_400", "message": ""}
 
 
-def test_rows_may_come_straight_from_sqlite() -> None:
-    """By column name, as `sqlite3.Row`."""
-    connection = sqlite3.connect(":memory:")
-    connection.row_factory = sqlite3.Row
-    names = ", ".join(f"? AS {name}" for name in COLUMNS)
-    found = connection.execute(f"SELECT {names}", [DONE[name] for name in COLUMNS]).fetchone()
-    connection.close()
-    assert result_dict(found) == result_dict(DONE)
+def test_rows_come_straight_from_the_state(tmp_path: Path) -> None:
+    """The query's columns are those that a result is made of, in the same order."""
+    unborn = database.Unborn(tmp_path)
+    with contextlib.closing(unborn.open()) as db:
+        db.execute("INSERT INTO kinds (kind, model, image_size) VALUES (1, 'm', '1K')")
+        db.executemany(
+            "INSERT INTO jobs (job, id, position, key, kind, stem, request) VALUES (?, ?, ?, x'', 1, 's', '{}')",
+            [(1, "gone", None), (2, "last", 7), (3, "first", 6)],
+        )
+        rows = list(queries.results(db))
+        assert [row["id"] for row in rows] == ["first", "last", "gone"]
+        assert tuple(rows[0].keys()) == COLUMNS == tuple(queries.result(db, 2).keys())
+        assert queries.result(db, 2)["id"] == "last"
+        assert [row["id"] for row in queries.results(db, manifest_only=True)] == ["first", "last"]
+        assert [row["id"] for row in queries.results(db, JobState.DONE)] == []
 
 
 def test_results_are_ascii_lines_that_read_back(tmp_path: Path) -> None:

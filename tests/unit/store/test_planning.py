@@ -11,7 +11,8 @@ import pytest
 from banana_batch.errors import Problem
 from banana_batch.models import INDEX_MARK, Kind, PlannedJob
 from banana_batch.store.database import Unborn
-from banana_batch.store.planning import Difference, Planner
+from banana_batch.store.difference import Difference
+from banana_batch.store.planning import Planner
 
 
 @pytest.fixture
