@@ -2,11 +2,13 @@
 
 Rule 1: a caller resumes only when its own item is through.
 Rule 2: one group at a time, items in the order they were put: what one group read, the next may rely on.
-Rule 3: a caller that is cancelled takes nothing back: the group goes on without it.
+Rule 3: a caller that is cancelled takes nothing back: the group goes on without it. Only what was said to be
+        droppable, and is in no group yet, is left out.
 Rule 4: no task and no thread of our own; the executor is handed in (a simulation hands in one that runs inline).
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from typing import Generic, TypeVar
@@ -24,7 +26,10 @@ class GroupCommit(Generic[Item, Result]):
             goes to every caller of the group.
         abandoned: Called on the loop's thread with an item and its result, where its caller was cancelled while
             the item was on its way. What it puts is in the next group. Items that failed are not told.
+        droppable: Tells of an item whose caller was cancelled before its group began whether it is left out.
         max_group: Items a group takes at most.
+        gather_s: Seconds from the start of one group to that of the next at least: what comes in a row shares a step.
+            The first after a pause never waits.
     """
 
     def __init__(
@@ -32,12 +37,18 @@ class GroupCommit(Generic[Item, Result]):
         executor: Executor,
         commit: Callable[[Sequence[Item]], Sequence[Result | BaseException]],
         abandoned: Callable[[Item, Result], None] | None = None,
+        *,
+        droppable: Callable[[Item], bool] | None = None,
         max_group: int = 256,
+        gather_s: float = 0.0,
     ) -> None:
         self._executor = executor
         self._commit = commit
         self._abandoned = abandoned
+        self._droppable = droppable
         self._max_group = max_group
+        self._gather_s = gather_s
+        self._started_s = -math.inf
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._busy = False
 
@@ -52,13 +63,28 @@ class GroupCommit(Generic[Item, Result]):
         if not self._busy:
             # One turn of the loop later: all that became ready in this turn shares the group.
             self._busy = True
-            loop.call_soon(self._start, loop)
+            loop.call_soon(self._gather, loop)
         return future
 
+    def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
+        wait_s = self._started_s + self._gather_s - loop.time()
+        if wait_s > 0 and len(self._waiting) < self._max_group:
+            loop.call_later(wait_s, self._start, loop)
+        else:
+            self._start(loop)
+
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._started_s = loop.time()
         group, self._waiting = self._waiting[: self._max_group], self._waiting[self._max_group :]
+        group = [entry for entry in group if not self._dropped(*entry)]
+        if not group:
+            self._next(loop)
+            return
         done = self._executor.submit(self._commit, [item for item, _ in group])
         done.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._land, loop, group, ended))
+
+    def _dropped(self, item: Item, future: asyncio.Future[Result]) -> bool:
+        return future.cancelled() and self._droppable is not None and self._droppable(item)
 
     def _land(
         self,
@@ -76,7 +102,10 @@ class GroupCommit(Generic[Item, Result]):
                 future.set_result(result)
             elif self._abandoned is not None:
                 self._abandoned(item, result)
+        self._next(loop)
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._waiting:
-            self._start(loop)
+            self._gather(loop)
         else:
             self._busy = False

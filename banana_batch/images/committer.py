@@ -10,7 +10,6 @@ Rule 2: a name that is taken is not ours: both are kept, ours in `conflicts/`. U
 Rule 3: `commit` runs on one thread; the slow part (fsync) fans out over the disk executor.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -25,6 +24,7 @@ from .files import hash_open, move, open_file, remove_part, set_aside, write_par
 from .folders import Folders
 from .oddities import oddities
 from .parts import StreamedPart
+from .sums import sha256
 from .verify import NotWhole, Whole, examine
 
 SLICES = 8  # fsyncs of small parts under way at once
@@ -99,7 +99,7 @@ class Committer:
         if isinstance(body, StreamedPart):
             prepared = _Prepared(received, body.finding, body.sha256, body.written)
         else:
-            prepared = _Prepared(received, examine(body), hashlib.sha256(body).hexdigest(), len(body))
+            prepared = _Prepared(received, examine(body), sha256(body), len(body))
         failure = _refused(prepared)
         if failure is not None:
             if isinstance(body, StreamedPart):

@@ -29,6 +29,7 @@ from .parts import PartFailed
 COMMIT_THREADS = 1  # the committer runs one group at a time
 DISK_THREADS = 8
 MAX_GROUP = 128  # images a commit; each has a file open meanwhile
+GATHER_S = 0.02  # images that come one after the other share the folder's sync
 
 
 class ImageFetcher:
@@ -82,7 +83,7 @@ class ImageFetcher:
             raise
         committer = Committer(self._folders, self._disk)
         self._commits: GroupCommit[Received, Outcome] = GroupCommit(
-            self._commit_thread, committer.commit, max_group=MAX_GROUP
+            self._commit_thread, committer.commit, max_group=MAX_GROUP, gather_s=GATHER_S
         )
         return self
 

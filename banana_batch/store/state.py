@@ -24,6 +24,14 @@ from .known import Known
 
 _UNSENT = Settled(Event.NOT_SENT, Settlement.NOT_SENT, "stopped", "stopped before it was sent")
 
+# A commit costs as much as a dozen of the changes in it; beside a call of seconds nobody sees five milliseconds.
+GATHER_S = 0.005
+
+
+def _unsent(change: Change) -> bool:
+    """A request that nobody waits to send any more need not be begun; all else has happened and is recorded."""
+    return isinstance(change, Begin)
+
 
 class StateStore:
     """Implements `ports.Store` over one SQLite connection.
@@ -40,7 +48,13 @@ class StateStore:
         self._clock = clock
         self._run = run
         self._out = out
-        self._group: GroupCommit[Change, Any] = GroupCommit(executor, self._commit, self._abandoned)
+        self._group: GroupCommit[Change, Any] = GroupCommit(
+            executor,
+            self._commit,
+            self._abandoned,
+            droppable=_unsent,
+            gather_s=GATHER_S,
+        )
         self._broken: str | None = None
         self._taken: dict[str, handout.Place] = {}
         self._known = Known(db, run)

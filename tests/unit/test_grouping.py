@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+import async_solipsism
 import pytest
 
 from banana_batch.grouping import GroupCommit
@@ -79,3 +80,32 @@ async def test_without_anyone_to_tell_nothing_is_told() -> None:
     assert await kept == 8
     with pytest.raises(asyncio.CancelledError):
         await gone
+
+
+def test_what_comes_in_a_row_shares_a_step_and_the_first_never_waits() -> None:
+    """After a pause a group starts at once; the next one gathers, unless as many wait as a group takes."""
+    started: list[tuple[float, list[int]]] = []
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+
+        def commit(items: Sequence[int]) -> Sequence[int]:
+            started.append((round(loop.time() - begun_s, 6), [*items]))
+            return items
+
+        group: GroupCommit[int, int] = GroupCommit(Inline(), commit, max_group=3, gather_s=0.5)
+        assert await group.put(1) == 1
+        second = group.put(2)
+        await asyncio.sleep(0.1)
+        assert list(await asyncio.gather(second, group.put(3))) == [2, 3]
+        assert await asyncio.gather(*map(group.put, (4, 5, 6))) == [4, 5, 6]
+        await asyncio.sleep(10)
+        assert await group.put(7) == 7
+
+    loop = async_solipsism.EventLoop()
+    try:
+        loop.run_until_complete(scene())
+    finally:
+        loop.close()
+    assert started == [(0.0, [1]), (0.5, [2, 3]), (0.5, [4, 5, 6]), (10.5, [7])]

@@ -106,8 +106,8 @@ async def test_a_bad_change_on_a_disk_that_fills_meanwhile(db: Flaky, store: Sta
     assert isinstance(bad, DiskError)
 
 
-async def test_a_begin_that_is_cancelled_is_taken_back(db: Flaky, store: StateStore) -> None:
-    """Its row may be durable already: then it says that nothing was sent, and the job is pending."""
+async def test_a_begin_that_is_cancelled_leaves_a_pending_job(db: Flaky, store: StateStore) -> None:
+    """Nothing was sent: whoever looks next sees no request under way."""
     (job,) = await store.next_pending(1)
     task = asyncio.ensure_future(store.begin(job, HELD))
     await asyncio.sleep(0)
@@ -115,7 +115,7 @@ async def test_a_begin_that_is_cancelled_is_taken_back(db: Flaky, store: StateSt
     with pytest.raises(asyncio.CancelledError):
         await task
     await store.do(lambda _db: None)
-    assert outcomes(db) == ["not_sent"]
+    assert outcomes(db) in ([], ["not_sent"])
     assert db.execute("SELECT state FROM jobs WHERE job = 1").fetchone()[0] == "pending"
     assert store.totals.committed == 0
 
