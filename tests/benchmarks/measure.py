@@ -81,6 +81,8 @@ def taken(command: Sequence[str], server: Server | None = None, *, until_first_c
         busy_s, whole_s, served_s = *machine_s(), _cpu_of(server)
         began_s, began_wall_s = time.monotonic(), time.time()
         environ = {**os.environ, "TT_API_KEY": "0f8fad5b-d9cb-469f-a165-70867728950e"}
+        # Bytecode is kept, as after an installation: else each start would compile a hundred modules.
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environ, stdin=subprocess.DEVNULL)
         rss: list[tuple[float, int]] = []
         watch = threading.Thread(target=_watch, args=(process.pid, began_s, rss), daemon=True)
