@@ -135,6 +135,7 @@ class Run:
             thread = self._executor(1, "state", stack)
             store = self._store = StateStore(begun.db, thread, self._clock, begun.run, self._work.out)
             stack.callback(store.release)
+            stack.push_async_callback(store.flush)
             self._estimates.serve(store, self._events)
             pacer = self._make_pacer(begun.db)
             pool = Pool(

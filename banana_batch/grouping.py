@@ -51,6 +51,7 @@ class GroupCommit(Generic[Item, Result]):
         self._started_s = -math.inf
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._busy = False
+        self._idle: list[asyncio.Future[None]] = []
 
     def put(self, item: Item) -> asyncio.Future[Result]:
         """Queue an item for the next group; the future ends with its result. Call it on the loop's thread.
@@ -65,6 +66,13 @@ class GroupCommit(Generic[Item, Result]):
             self._busy = True
             loop.call_soon(self._gather, loop)
         return future
+
+    async def idle(self) -> None:
+        """Return when all that was put is through, whether or not anybody waits for it still."""
+        while self._busy:
+            idle = asyncio.get_running_loop().create_future()
+            self._idle.append(idle)
+            await idle
 
     def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
         wait_s = self._started_s + self._gather_s - loop.time()
@@ -109,3 +117,7 @@ class GroupCommit(Generic[Item, Result]):
             self._gather(loop)
         else:
             self._busy = False
+            for idle in self._idle:
+                if not idle.done():
+                    idle.set_result(None)
+            self._idle.clear()

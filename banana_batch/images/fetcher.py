@@ -92,6 +92,7 @@ class ImageFetcher:
     ) -> None:
         await self._downloader.close()
         # A group that was put and whose callers were cancelled still uses the descriptors: close them after it.
+        await self._commits.idle()
         last = self._commit_thread.submit(self._folders.close)
         await asyncio.shield(asyncio.wrap_future(last))
 

@@ -143,6 +143,10 @@ class StateStore:
         """Run any other change, or read, in a group of its turn; durable when the future ends."""
         return self._group.put(operation)
 
+    async def flush(self) -> None:
+        """Wait for changes that nobody waits for any more: what was answered is recorded, however a run ends."""
+        await self._group.idle()
+
     def release(self) -> None:
         """Give the ballast back. The connection stays its opener's."""
         ballast.give_up(self._out)

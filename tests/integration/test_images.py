@@ -5,6 +5,7 @@ import errno
 import gzip
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,46 @@ async def test_a_cancelled_commit_goes_on_and_is_adopted(tmp_path: Path) -> None
     adopted = adopt(tmp_path, peer.image)
     assert adopted is not None
     assert adopted.sha256 == hashlib.sha256(PNG).hexdigest()
+
+
+async def test_a_cancelled_commit_that_gathers_still_is_made_before_the_end(tmp_path: Path) -> None:
+    """Closing waits for it: no late group writes into folders that are closed, and no image that came is lost."""
+    async with host(answer(PNG)) as peer:
+        second = replace(peer.image, index=2, stem="00002-cat")
+        async with fetching(tmp_path, peer.url) as fetcher:
+            assert isinstance(await fetcher.fetch(peer.image), StoredImage)
+            commits = fetcher._commits
+            put, taken = commits.put, asyncio.Event()
+
+            def noticed(item: object) -> "asyncio.Future[object]":
+                taken.set()
+                return put(item)  # type: ignore[arg-type,return-value]
+
+            commits.put = noticed  # type: ignore[method-assign,assignment]
+            fetch = asyncio.ensure_future(fetcher.fetch(second))
+            await taken.wait()
+            fetch.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await fetch
+        assert everything(tmp_path) == {"images/00001-cat.png", "images/00002-cat.png"}
+
+
+@pytest.mark.parametrize("missing", [1, 700_000])
+async def test_a_large_image_that_is_cut_leaves_nothing(tmp_path: Path, missing: int) -> None:
+    """However much of the announced length came: it is tried again, and no part stays."""
+    async with host(answer(LARGE)[:-missing]) as peer:
+        failure = await once(tmp_path, peer)
+    assert isinstance(failure, FetchFailed)
+    assert failure.name == "image_short"
+    assert everything(tmp_path) == set()
+
+
+async def test_no_byte_more_than_announced_is_taken(tmp_path: Path) -> None:
+    """What a host sends after a large image is not part of it."""
+    async with host(answer(LARGE) + b"HTTP/1.1 200 OK\r\n\r\nmore") as peer:
+        stored = await once(tmp_path, peer)
+    assert isinstance(stored, StoredImage)
+    assert (tmp_path / stored.path).read_bytes() == LARGE
 
 
 @pytest.mark.parametrize("step", ["open", "writev", "fsync"])

@@ -13,9 +13,10 @@ import pytest
 from banana_batch.errors import Exit, SettingsError
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
 from tests.integration.images_peer import answer, everything, fetching, host
-from tests.unit.images.samples import WHOLE
+from tests.unit.images.samples import WHOLE, png
 
 PNG = WHOLE["png"][1]
+LARGE = png(fill=3 << 20)
 CERTIFICATES = Path(__file__).parents[1] / "unit" / "endpoint" / "tls"
 VENDOR = "https://api.ttapi.org"
 
@@ -167,6 +168,16 @@ async def test_an_allowed_host_is_fetched_over_trusted_tls(tmp_path: Path) -> No
     assert isinstance(blocked, FetchFailed)
     assert blocked.name == "image_blocked"
     assert len(peer.requests) == 1
+
+
+async def test_a_large_image_comes_whole_over_tls(tmp_path: Path) -> None:
+    """Past the parser, too, its bytes are those that were sent."""
+    async with host(answer(LARGE), tls=_tls("good")) as peer:
+        settings = {"allow_hosts": [f"127.0.0.1:{peer.port}"], "ca_file": CERTIFICATES / "ca.pem"}
+        async with fetching(tmp_path, VENDOR, **settings) as fetcher:
+            stored = await fetcher.fetch(peer.image)
+    assert isinstance(stored, StoredImage)
+    assert (tmp_path / stored.path).read_bytes() == LARGE
 
 
 @pytest.mark.parametrize("certificate", ["expired", "other-host", "good"])

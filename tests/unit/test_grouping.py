@@ -109,3 +109,15 @@ def test_what_comes_in_a_row_shares_a_step_and_the_first_never_waits() -> None:
     finally:
         loop.close()
     assert started == [(0.0, [1]), (0.5, [2, 3]), (0.5, [4, 5, 6]), (10.5, [7])]
+
+
+async def test_idle_waits_for_what_nobody_waits_for() -> None:
+    """All that was put is through when it returns, what gathers still among it; with nothing put it returns at once."""
+    work = Doubled()
+    group: GroupCommit[int, int] = GroupCommit(Inline(), work.commit, gather_s=0.01)
+    await group.idle()
+    assert await group.put(2) == 4
+    gone = group.put(4)
+    gone.cancel()
+    await asyncio.gather(group.idle(), group.idle())
+    assert work.groups == [[2], [4]]
