@@ -6,6 +6,8 @@ import sys
 
 from . import __version__
 
+INTERRUPTED = 130  # errors.Exit.INTERRUPTED, before anything is imported
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
@@ -16,13 +18,21 @@ def main() -> None:
         print(__version__)  # noqa: T201
         sys.exit(0)
     gc.disable()  # while everything is loaded; `app` turns it on
+    try:
+        code = _run(arguments)
+    except KeyboardInterrupt:
+        # Before a run could take it for an order to stop, or after its end: nothing is under way.
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
     from .cli import app
 
     try:
-        code = app.main(arguments)
+        return app.main(arguments)
     except Exception as failed:  # noqa: BLE001  # the last line of defence: a message and a code, no traceback
-        code = app.bug(failed)
-    sys.exit(code)
+        return app.bug(failed)
 
 
 def _hold_standard_descriptors() -> None:

@@ -323,7 +323,7 @@ class Batch(RuleBasedStateMachine):
               WHEN 'in_doubt' THEN outcome IS NOT 'doubt'
               WHEN 'failed' THEN outcome IS NOT 'refused'
               WHEN 'pending' THEN outcome IN ('sending', 'paid', 'unpriced')
-              WHEN 'dropped' THEN outcome NOT IN ('doubt', 'charged')
+              WHEN 'dropped' THEN outcome NOT IN ('doubt', 'charged', 'not_charged')
               ELSE outcome NOT IN ('paid', 'unpriced', 'doubt', 'charged')
                 OR NOT EXISTS (SELECT 1 FROM images WHERE images.job = jobs.job) END
             """
