@@ -6,8 +6,6 @@ import sys
 
 from . import __version__
 
-INTERRUPTED = 130  # errors.Exit.INTERRUPTED, before anything is imported
-
 
 def main() -> None:
     """Run the command line and exit with its code."""
@@ -22,7 +20,9 @@ def main() -> None:
         code = _run(arguments)
     except KeyboardInterrupt:
         # Before a run could take it for an order to stop, or after its end: nothing is under way.
-        code = INTERRUPTED
+        from .errors import Exit
+
+        code = Exit.INTERRUPTED
     sys.exit(code)
 
 

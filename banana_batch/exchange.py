@@ -200,20 +200,20 @@ async def exchange(
         size = None if body is None else sum(map(len, body))
         head = route.head(method, target, size)
         sending()
-        if not body or size is None or size <= ONE_PIECE_BYTES:
+        parts = (head, *(body or ()))
+        if size is None or size <= ONE_PIECE_BYTES:
             assert protocol.transport is not None
-            protocol.transport.write(b"".join((head, *body)) if body else head)
+            protocol.transport.write(b"".join(parts))
         else:
-            upload = asyncio.get_running_loop().create_task(_upload(connection, (head, *body)), name="upload")
+            upload = asyncio.get_running_loop().create_task(_upload(connection, parts), name="upload")
         while True:
             message, content = await protocol.read()
             if not 100 <= message.code < 200 or message.code == 101:
                 return Exchange(connection, message.code, message.headers, content, upload, read_bufsize)
-    except HttpProcessingError as failed:
+    except BaseException as failed:
         _end(connection, upload, whole=False)
-        raise Garbled(failed.message) from failed
-    except BaseException:
-        _end(connection, upload, whole=False)
+        if isinstance(failed, HttpProcessingError):
+            raise Garbled(failed.message) from failed
         raise
 
 

@@ -2,7 +2,7 @@
 
 fetcher     the `Images` port: guard, download, commit
 guard       which urls and which socket addresses an image may come from
-download    the session without a key: bytes to memory, or to a part file
+download    the connections without a key: bytes to memory, or to a part file
 verify      the walk through an image's structure, to its end marker
 names       what files and folders are called
 folders     directory descriptors below the output folder

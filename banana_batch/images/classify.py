@@ -85,7 +85,7 @@ def by_status(status: int) -> FetchFailed:
 
 
 def by_exception(failure: Exception) -> FetchFailed:
-    """Return what an exception of the image session means (never one of the disk: see `by_disk`)."""
+    """Return what an exception of the image connections means (never one of the disk: see `by_disk`)."""
     if isinstance(failure, aiohttp.ClientConnectorError):
         return _by_connect(failure)
     for kind, row, message in _BY_EXCEPTION:

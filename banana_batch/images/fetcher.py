@@ -43,7 +43,7 @@ class ImageFetcher:
         ca_file: `--ca-file`.
         committer: Executor of COMMIT_THREADS thread.
         disk: Executor of about DISK_THREADS threads; never the same as `committer`, unless it runs inline.
-        connector: Makes the sessions' connectors; a simulation hands in its own.
+        connector: Makes the connectors; a simulation hands in its own.
         redact: Removes secrets from a text.
 
     Raises (on entering):
