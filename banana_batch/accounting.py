@@ -3,8 +3,9 @@
 import math
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from .errors import Exit
 from .lifecycle import JobState
@@ -14,8 +15,7 @@ from .report.tally import Outage
 from .store import queries
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """When a run was, and which attempts are its own."""
 
     started_us: int

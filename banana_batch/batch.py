@@ -4,7 +4,8 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from . import accounting, money
 from .accounting import Span
@@ -48,8 +49,7 @@ __all__ = ["LOG_NAME", "Machinery", "Run", "View", "Work"]
 _OF_IMAGES = frozenset({JobState.PAID, JobState.LOST})
 
 
-@dataclass(slots=True)
-class _Begun:
+class _Begun(Struct):
     """A run that has begun: what its end needs."""
 
     db: sqlite3.Connection

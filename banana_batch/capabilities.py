@@ -4,7 +4,7 @@ Source of the enums: the endpoint's documentation. What only third parties say a
 (`suits`) gives warnings, never errors.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 ASPECT_RATIOS = (
     "1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9", "1:4", "4:1", "1:8", "8:1",
@@ -19,8 +19,7 @@ DEFAULT_IMAGE_SIZE = "1K"
 _TEN_RATIOS = frozenset(ASPECT_RATIOS[:10])
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(Struct, frozen=True):
     """One model.
 
     Attributes:

@@ -14,8 +14,9 @@ BananaError
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import IntEnum
+
+from msgspec import Struct
 
 
 class Exit(IntEnum):
@@ -102,8 +103,7 @@ class UsageError(BananaError):
     exit = Exit.USAGE
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One bad value in a manifest.
 
     Attributes:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from .capabilities import DEFAULT_IMAGE_SIZE
 from .errors import Exit
 from .lifecycle import Event, JobState, Settlement
@@ -18,8 +20,7 @@ from .lifecycle import Event, JobState, Settlement
 INDEX_MARK = "\x01"
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(Struct, frozen=True):
     """What a price and a latency depend on: the model and the image size."""
 
     model: str
@@ -57,8 +58,7 @@ class PlannedJob(NamedTuple):
     line: int
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedJob:
+class QueuedJob(Struct, frozen=True):
     """A job that the engine may send.
 
     Attributes:
@@ -82,8 +82,7 @@ class QueuedJob:
     unsent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PaidImage:
+class PaidImage(Struct, frozen=True):
     """An image that was paid for and has to be fetched.
 
     Attributes:
@@ -104,8 +103,7 @@ class PaidImage:
     failed_earlier: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
+class StoredImage(Struct, frozen=True):
     """An image that lies, whole, verified and durable, under its final name.
 
     Attributes:
@@ -159,16 +157,14 @@ class Signal(StrEnum):
     NEUTRAL = "neutral"  # says nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(Struct, frozen=True):
     """Full jitter: wait uniform(0, min(cap_s, base_s * 2**n)) seconds before try n+1."""
 
     base_s: float
     cap_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class StopRule:
+class StopRule(Struct, frozen=True):
     """Ends the run, after drain, with `exit`.
 
     Attributes:
@@ -183,8 +179,7 @@ class StopRule:
     from_start: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """One row of the table of answers.
 
     Attributes:
@@ -204,8 +199,7 @@ class Verdict:
     stop: StopRule | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What the endpoint returned for a paid request.
 
     Attributes:
@@ -217,8 +211,7 @@ class Answer:
     credits_micro: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """How one paid request ended.
 
     Attributes:
@@ -239,8 +232,7 @@ class Reply:
     retry_after_s: float | None = None
 
 
-@dataclass(slots=True)
-class SendTrace:
+class SendTrace(Struct):
     """Evidence of one call, shared between the client and the worker that may be cancelled.
 
     Attributes:
@@ -250,8 +242,7 @@ class SendTrace:
     sent_at_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FetchFailed:
+class FetchFailed(Struct, frozen=True):
     """Why an image is not on disk yet.
 
     Attributes:
@@ -274,8 +265,7 @@ class FetchFailed:
     gone: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(Struct, frozen=True):
     """The ledger's sums, in millionths. `spent` includes `wasted`."""
 
     reserved: int = 0
@@ -289,8 +279,7 @@ class Totals:
         return self.reserved + self.spent + self.at_risk
 
 
-@dataclass(frozen=True, slots=True)
-class Caps:
+class Caps(Struct, frozen=True):
     """The caps of a run, in millionths; None: no cap.
 
     Attributes:
@@ -304,8 +293,7 @@ class Caps:
     bounded: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Reserve:
+class Reserve(Struct, frozen=True):
     """Credits set aside before a request is sent.
 
     Attributes:
@@ -316,8 +304,7 @@ class Reserve:
     ceiling: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True):
     """How an attempt is closed in the ledger, in the same commit as the job's next state."""
 
     event: Event

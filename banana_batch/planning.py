@@ -7,9 +7,10 @@ Rule 2: `plan` looks and writes nothing; `run` does the same and then makes it s
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from msgspec import Struct, field
 
 from .errors import BatchLocked, ManifestError, Problem, SettingsError, UsageError
 from .finding import find_batch
@@ -47,8 +48,7 @@ class JobSource(Protocol):
         """Return a hash of all that planning depends on; None where that can't be told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(Struct, frozen=True):
     """What a run is to do.
 
     Attributes:
@@ -61,8 +61,7 @@ class Order:
     manifests: JobSource
 
 
-@dataclass(slots=True)
-class Prepared:
+class Prepared(Struct):
     """A batch whose manifest is staged and understood.
 
     Attributes:

@@ -8,7 +8,6 @@ Rule 3: nothing is read here: the environment and the job file are handed in.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import time
 from decimal import Decimal
 from ipaddress import ip_address
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from msgspec import Struct
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
@@ -34,8 +34,7 @@ _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\
 _UNITS_S = (3600.0, 60.0, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Struct, frozen=True):
     """How a setting looks on the command line.
 
     Attributes:
@@ -276,8 +275,7 @@ def described(field: FieldInfo) -> Option:
     return next(part for part in field.metadata if isinstance(part, Option))
 
 
-@dataclass(frozen=True, slots=True)
-class BadSetting:
+class BadSetting(Struct, frozen=True):
     """A setting that can't be used.
 
     Attributes:

@@ -4,9 +4,10 @@ import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct, field
 
 from .endpoint.client import EndpointClient
 from .images.fetcher import ImageFetcher
@@ -43,8 +44,7 @@ def _sandbox(folder: Path, **options: Any) -> "Sandbox":
     return Sandbox(folder, **options)
 
 
-@dataclass(slots=True)
-class Machinery:
+class Machinery(Struct):
     """What a run is made with; a simulation hands in its own.
 
     Attributes:
@@ -60,8 +60,7 @@ class Machinery:
     sandbox: Callable[..., "Sandbox"] = _sandbox
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Struct, frozen=True):
     """What one run is to do.
 
     Attributes:

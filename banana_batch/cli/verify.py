@@ -3,11 +3,11 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from msgspec import Struct, field
 
 from banana_batch.batch import Work
 from banana_batch.errors import Exit
@@ -21,8 +21,7 @@ from . import outcome
 from .run import finish, json_whatever_happens
 
 
-@dataclass
-class _Found:
+class _Found(Struct):
     """What a check found: index and path of images that are not what the state says."""
 
     images: int = 0

@@ -10,8 +10,9 @@ Outages, 5xx envelopes and throttling have no stop rule here: `--give-up-after` 
 """
 
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from banana_batch.errors import Exit
 from banana_batch.models import Answer, Backoff, Outcome, Signal, StopRule, Verdict
@@ -104,8 +105,7 @@ TOO_LARGE = _doubt("too_large", _unknown_protocol(3))
 ENCODED = _doubt("encoded", _unknown_protocol(3))
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """One row of the table, with what a person sees of it.
 
     Attributes:

@@ -3,7 +3,7 @@
 spent + at risk + reserved + decided but not yet durable + this reserve  <=  budget
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from banana_batch.models import Caps, Reserve, Totals
 
@@ -45,8 +45,7 @@ def is_implausible(credits_micro: int, price: int | None, caps: Caps) -> bool:
     return credits_micro > IMPLAUSIBLE_TIMES * max(price or caps.max_price, 1)
 
 
-@dataclass(slots=True)
-class Undurable:
+class Undurable(Struct):
     """Reserves between their decision and their commit, in millionths."""
 
     micro: int = 0

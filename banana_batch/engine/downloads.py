@@ -10,8 +10,9 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
+
+from msgspec.structs import replace
 
 from banana_batch.errors import BananaError, Exit, bug_text
 from banana_batch.models import FetchFailed, PaidImage

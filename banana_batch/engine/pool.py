@@ -11,7 +11,8 @@ Rule 2: `drain` lets what is under way end; `abort` cancels it, and each call is
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from banana_batch.errors import BananaError, Exit, bug_text
 from banana_batch.models import QueuedJob
@@ -24,8 +25,7 @@ from .waiting import Waiters
 from .worker import Rules, Sending, reserve, send
 
 
-@dataclass(frozen=True, slots=True)
-class PoolConfig:
+class PoolConfig(Struct, frozen=True):
     """How wide and how long.
 
     Attributes:
@@ -46,8 +46,7 @@ class PoolConfig:
     grace_s: float = 630.0
 
 
-@dataclass(slots=True)
-class Ending:
+class Ending(Struct):
     """How a run's work ended.
 
     Attributes:

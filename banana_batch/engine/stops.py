@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from banana_batch.errors import Exit, worst
 from banana_batch.lifecycle import JobState
 from banana_batch.models import StopRule, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Struct, frozen=True):
     """Why no further call is sent.
 
     Attributes:
@@ -23,8 +23,7 @@ class Stop:
     hint: str = ""
 
 
-@dataclass(slots=True)
-class Streak:
+class Streak(Struct):
     """Counts answers of one class in a row, for the stop rules."""
 
     name: str = ""
@@ -46,8 +45,7 @@ class Streak:
 FEW = 5
 
 
-@dataclass(slots=True)
-class Refusals:
+class Refusals(Struct):
     """Whether a refusal that may pass says something about its job, or about the endpoint.
 
     As long as only one job is refused it may be the job. When another is refused too, and no call that was sent

@@ -8,7 +8,9 @@ Rule 3: whatever ends a call, its attempt is settled by the evidence; what has n
 
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from banana_batch.errors import BananaError, Exit
 from banana_batch.lifecycle import Event, Settlement
@@ -29,8 +31,7 @@ _SETTLEMENT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """What the user set for this run.
 
     Attributes:
@@ -43,8 +44,7 @@ class Rules:
     ask_above_micro: int | None = None
 
 
-@dataclass(slots=True)
-class Sending:
+class Sending(Struct):
     """What all workers of a run share.
 
     Attributes:

@@ -7,9 +7,9 @@ Rule 3: no exception's `repr` and no header enters a message.
 """
 
 import errno
-from dataclasses import dataclass
 
 import aiohttp
+from msgspec import Struct
 
 from banana_batch.errors import Exit
 from banana_batch.exchange import Garbled
@@ -29,8 +29,7 @@ class AddressBlocked(OSError):
         self.address = address
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """One class of failure: the fixed part of a FetchFailed."""
 
     name: str

@@ -13,7 +13,8 @@ Rule 3: `commit` runs on one thread; the slow part (fsync) fans out over the dis
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from banana_batch.errors import BananaError
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
@@ -32,8 +33,7 @@ SLICES = 8  # fsyncs of small parts under way at once
 Outcome = StoredImage | FetchFailed
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """An image's bytes as they came.
 
     Attributes:
@@ -48,8 +48,7 @@ class Received:
     measured: bool
 
 
-@dataclass(slots=True)
-class _Prepared:
+class _Prepared(Struct):
     """A part that waits for its name.
 
     Attributes:
@@ -65,8 +64,7 @@ class _Prepared:
     broken: OSError | None = None
 
 
-@dataclass(slots=True)
-class _Placed:
+class _Placed(Struct):
     """A file under its name, not durable before its folder is synced."""
 
     folder: int

@@ -10,11 +10,11 @@ Rule 4: small images take one hop to the committer; large ones stream through th
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import aiohttp
+from msgspec.structs import replace
 
 from banana_batch.grouping import GroupCommit
 from banana_batch.models import FetchFailed, PaidImage, StoredImage

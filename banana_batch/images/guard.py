@@ -11,10 +11,10 @@ Rule 4: a name says nothing about its address, so each connect is judged again b
 import re
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
+from msgspec import Struct
 from yarl import URL
 
 from banana_batch.errors import UsageError
@@ -39,8 +39,7 @@ _VERBATIM = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _PRIVATE_NAME = re.compile(r"(?:.*\.)?(?:localhost|local|internal|lan|home\.arpa)|[^.]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Blocked:
+class Blocked(Struct, frozen=True):
     """A url that may not be fetched.
 
     Attributes:
@@ -52,8 +51,7 @@ class Blocked:
     allow: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowed(Struct, frozen=True):
     """A url that may be fetched.
 
     Attributes:
@@ -64,8 +62,7 @@ class Allowed:
     guarded: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AllowedHost:
+class AllowedHost(Struct, frozen=True):
     """One `--allow-host`. `port` None: any port."""
 
     host: str

@@ -10,7 +10,8 @@ Rule 5: bytes are examined as they come, in order: a large image is never read a
 
 import os
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from .walks import LEAST_BYTES, Broken, Cut, Walk, walk_of
 
@@ -18,8 +19,7 @@ WINDOW_BYTES = 1 << 18  # of a file, read at once
 _TEXT_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*[<{\[]")
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(Struct, frozen=True):
     """An image with its end.
 
     Attributes:
@@ -32,8 +32,7 @@ class Whole:
     trailing_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class NotWhole:
+class NotWhole(Struct, frozen=True):
     """Bytes that hold no whole image.
 
     Attributes:

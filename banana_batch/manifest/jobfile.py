@@ -10,11 +10,12 @@ Rule 2: paths are relative to the job file; dates and times are taken as their t
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date, time
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from banana_batch.errors import InputMissing, ManifestError, Problem
 from banana_batch.text import printable
@@ -33,8 +34,7 @@ _HEADER = re.compile(r"\s*\[{1,2}\s*([A-Za-z0-9_-]+)\s*\]{1,2}\s*(?:#.*)?")
 _KEY = re.compile(r"""\s*["']?([^"'=\s]+)["']?\s*=""")
 
 
-@dataclass(frozen=True, slots=True)
-class DefaultsTable:
+class DefaultsTable(Struct, frozen=True):
     """`[defaults]`, validated.
 
     Attributes:
@@ -50,8 +50,7 @@ class DefaultsTable:
     line: int
 
 
-@dataclass(frozen=True, slots=True)
-class JobFile:
+class JobFile(Struct, frozen=True):
     """A job file, read and checked but for its rows and options.
 
     Attributes:

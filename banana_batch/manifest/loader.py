@@ -11,10 +11,11 @@ Rule 2: the row decides; then command line and environment (both are in Settings
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from msgspec import Struct
 
 from banana_batch.capabilities import MODELS, resolve_model
 from banana_batch.errors import ManifestError, Problem, UsageError
@@ -40,8 +41,7 @@ _PLAN_VERSION = 1
 _PLANNING = (*CHOICES, "prompt", "filename", "format", "allow_unknown_model")
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(Struct, frozen=True):
     """Rows that share defaults and names.
 
     Attributes:

@@ -1,10 +1,11 @@
 """`[matrix]` of a job file: every combination of its lists, as rows."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
+
+from msgspec import Struct
 
 from .formats import Row
 
@@ -13,8 +14,7 @@ _WHOLE = ("prompt", "id", "filename", "copies", "refer_images", "extra")
 _TEMPLATES = ("prompt", "id", "filename")
 
 
-@dataclass(frozen=True, slots=True)
-class Matrix:
+class Matrix(Struct, frozen=True):
     """A cross product; the last list runs fastest.
 
     Attributes:

@@ -7,10 +7,11 @@ Rule 3: a row is planned whole or not at all, and all of its bad values are told
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from json.encoder import encode_basestring as quoted
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from banana_batch.models import PlannedJob
 
@@ -27,8 +28,7 @@ _MAX_REMEMBERED = 4_096  # layouts, and combinations in each: an adversarial fil
 _A_PROMPT = "any text with a character that is not space"
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
+class Defaults(Struct, frozen=True):
     """What holds for rows that say nothing.
 
     Attributes:

@@ -9,9 +9,10 @@ import hashlib
 import os
 import re
 import stat
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from msgspec import Struct
 
 from banana_batch.capabilities import MAX_REFERENCE_BYTES
 from banana_batch.text import bytes_text
@@ -25,8 +26,7 @@ _HEIF_BRANDS = {
 _A_REFERENCE = "an https url, or the path of a PNG, JPEG, WebP, HEIC or HEIF file"
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(Struct, frozen=True):
     """A reference image on this machine.
 
     Attributes:

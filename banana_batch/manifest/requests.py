@@ -11,9 +11,10 @@ Rule 3: everything but the prompt is put together once per combination (`Mould`)
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from msgspec import Struct
 
 from banana_batch.capabilities import (
     DEFAULT_ASPECT_RATIO,
@@ -37,8 +38,7 @@ _PREFIX = f"banana_batch request {CANONICAL_VERSION}\n".encode()
 _SEARCHES = ("google_search", "image_search")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """What is asked for, but for prompt, references and extra fields.
 
     Attributes:
@@ -55,8 +55,7 @@ class Request:
     max_references: int
 
 
-@dataclass(frozen=True, slots=True)
-class Mould:
+class Mould(Struct, frozen=True):
     """A request into which only the prompt is still to be put, as a quoted JSON text.
 
     Attributes:

@@ -5,10 +5,11 @@ Rule 2: what does not exist is told before anything is read.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 from typing import BinaryIO
+
+from msgspec import Struct
 
 from banana_batch.errors import InputMissing, UsageError
 from banana_batch.text import printable
@@ -23,8 +24,7 @@ JOB_FILE = "toml"
 FORMATS = (*READERS, JOB_FILE)
 
 
-@dataclass(slots=True)
-class Source:
+class Source(Struct):
     """A manifest.
 
     Attributes:

@@ -8,8 +8,9 @@ Rule 3: a column that says nothing can't be put in: a prompt with a hole in it w
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
+
+from msgspec import Struct
 
 from banana_batch.models import INDEX_MARK
 
@@ -40,8 +41,7 @@ class NoColumn(Exception):
         self.name = name
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Struct, frozen=True):
     """A place in a template.
 
     Attributes:

@@ -6,8 +6,9 @@ Rule 2: no clock is read here.
 """
 
 import math
-from dataclasses import dataclass
 from datetime import datetime, time, timedelta, tzinfo
+
+from msgspec import Struct
 
 
 def next_occurrence_us(at: time, wall_us: int, zone: tzinfo | None = None) -> int:
@@ -32,8 +33,7 @@ def _shows(instant_us: int, at: time, zone: tzinfo | None) -> bool:
     return (shown.hour, shown.minute) == (at.hour, at.minute)
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(Struct, frozen=True):
     """When the last answer should be in; whichever comes first.
 
     Attributes:

@@ -15,8 +15,9 @@ Rule 4: no clock is read and nothing waits here; randomness is handed in.
 import math
 import random
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from banana_batch.models import Signal
 
@@ -51,8 +52,7 @@ class Change(StrEnum):
     ENDED = "ended"
 
 
-@dataclass(slots=True)
-class Incident:
+class Incident(Struct):
     """One outage, as the account of the night tells it.
 
     Attributes:

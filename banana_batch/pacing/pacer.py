@@ -15,8 +15,9 @@ import math
 import random
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from banana_batch.models import Kind, Signal
 from banana_batch.ports import Clock, Events
@@ -40,8 +41,7 @@ class Stop(StrEnum):
     GAVE_UP = "gave_up"
 
 
-@dataclass(frozen=True, slots=True)
-class StopCause:
+class StopCause(Struct, frozen=True):
     """Why no further call may start; `trouble` only with GAVE_UP: what kept good answers away."""
 
     stop: Stop

@@ -5,8 +5,9 @@ Rule 2: three figures of money, never one: spent, at risk, wasted. `spent` inclu
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from banana_batch.errors import REASONS, Exit
 from banana_batch.lifecycle import JobState
@@ -16,8 +17,7 @@ from banana_batch.money import credits_text
 from .tally import Outage
 
 
-@dataclass(frozen=True, slots=True)
-class KindLine:
+class KindLine(Struct, frozen=True):
     """What one model at one size came to.
 
     Attributes:
@@ -34,8 +34,7 @@ class KindLine:
     p95_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FailureLine:
+class FailureLine(Struct, frozen=True):
     """One class of failures: how many jobs ended with it, and what the endpoint said about one of them."""
 
     name: str
@@ -43,8 +42,7 @@ class FailureLine:
     example: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class JobLine:
+class JobLine(Struct, frozen=True):
     """A job that stands out."""
 
     index: int
@@ -54,8 +52,7 @@ class JobLine:
     credits_micro: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(Struct, frozen=True):
     """What a run came to.
 
     Attributes:
@@ -137,8 +134,7 @@ def run_summary(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerLine:
+class LedgerLine(Struct, frozen=True):
     """One group of paid requests: a run, a day, a model or a size."""
 
     key: str

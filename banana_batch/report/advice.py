@@ -4,7 +4,7 @@ Rule 1: what the exit code is about comes first, then whatever else the batch st
 Rule 2: nothing that may buy an image twice is advised without saying so.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from banana_batch.errors import Exit
 from banana_batch.lifecycle import JobState
@@ -14,8 +14,7 @@ from banana_batch.text import plural, shell_line
 from .account import Account
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """One thing to do: a command, or (where it is empty) what to mend first."""
 
     command: str

@@ -4,7 +4,8 @@ Rule 1: other people's text is printable here already; what a place needs on top
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from banana_batch.errors import REASONS, Exit
 from banana_batch.lifecycle import JobState
@@ -44,8 +45,7 @@ _EXIT_WORDS: dict[Exit, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """Cells under a head; `align` has `<` or `>` for each column."""
 
     head: Sequence[str]

@@ -2,7 +2,8 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from banana_batch.models import Totals
 from banana_batch.money import credits_text, dollars_text, priced_text
@@ -17,8 +18,7 @@ FEW = 5
 _INDENT = "  "
 
 
-@dataclass(frozen=True, slots=True)
-class BatchStatus:
+class BatchStatus(Struct, frozen=True):
     """What `status` shows.
 
     Attributes:

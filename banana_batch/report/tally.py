@@ -7,8 +7,9 @@ Rule 3: each event costs a few additions; it is read from another thread while i
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from banana_batch.lifecycle import Event, JobState, after
 from banana_batch.models import Outcome
@@ -20,8 +21,7 @@ _AFTER_LOSS = after(JobState.PAID, Event.IMAGE_LOST).value
 _AFTER_SEND = after(JobState.PENDING, Event.SEND).value
 
 
-@dataclass(frozen=True, slots=True)
-class Outage:
+class Outage(Struct, frozen=True):
     """A time in which the endpoint could not be used.
 
     Attributes:

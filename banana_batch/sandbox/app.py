@@ -8,9 +8,9 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 
 from aiohttp import web
+from msgspec import Struct, field
 
 from banana_batch.models import Kind
 
@@ -32,8 +32,7 @@ _HANG_LOOK_S = 1.0
 Script = Callable[[CallInfo], Fault | Canned | None]
 
 
-@dataclass(slots=True)
-class Stats:
+class Stats(Struct):
     """What happened since the start.
 
     Attributes:

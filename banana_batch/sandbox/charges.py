@@ -13,11 +13,12 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from banana_batch import money
 from banana_batch.errors import SettingsError
@@ -32,8 +33,7 @@ _TOKEN_CHARS = 32
 _NAME = re.compile(r"[0-9a-f]{33,47}")  # so that the offset fits the 63 bits that systems allow
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(Struct, frozen=True):
     """One line of the log.
 
     Attributes:
@@ -64,8 +64,7 @@ class Charge:
     time: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Sale:
+class _Sale(Struct, frozen=True):
     order: Order
     micro: int
     fault: Fault | None

@@ -5,9 +5,10 @@ Rule 2: what is not said is the plainest endpoint there is: no latency, no limit
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import exp, isfinite, log
 from statistics import NormalDist
+
+from msgspec import Struct, field
 
 from banana_batch import money
 from banana_batch.capabilities import IMAGE_SIZES, MODELS, resolve_model
@@ -37,8 +38,7 @@ def list_prices() -> dict[Kind, int]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
+class Latency(Struct, frozen=True):
     """How long a generation takes, seconds.
 
     `fixed`: always `low`. `uniform`: from `low` to `high`. `lognormal`: median `low`, 95 % under `high`.
@@ -115,8 +115,7 @@ def parse_prices(texts: Sequence[str]) -> dict[Kind, int]:
     return prices
 
 
-@dataclass(frozen=True, slots=True)
-class SandboxConfig:
+class SandboxConfig(Struct, frozen=True):
     """How the sandbox behaves.
 
     Attributes:

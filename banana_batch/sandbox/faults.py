@@ -6,9 +6,10 @@ Rule 2: each kind says whether the call is charged; a test may say otherwise.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
+
+from msgspec import Struct, field
 
 from .orders import Order
 
@@ -65,8 +66,7 @@ _AT_ONCE = frozenset(
 _FREE = _AT_ONCE | {FaultKind.SERVER_ERROR, FaultKind.BAD_GATEWAY, FaultKind.FAILED_200}
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Struct, frozen=True):
     """One thing that goes wrong.
 
     Attributes:
@@ -86,8 +86,7 @@ class Fault:
         return self.kind.charged if self.charged is None else self.charged
 
 
-@dataclass(frozen=True, slots=True)
-class Canned:
+class Canned(Struct, frozen=True):
     """An answer made by hand, instead of the sandbox's own.
 
     Attributes:
@@ -110,8 +109,7 @@ class Canned:
         return self.charged
 
 
-@dataclass(frozen=True, slots=True)
-class CallInfo:
+class CallInfo(Struct, frozen=True):
     """A paid call that passed all checks, as a script sees it.
 
     Attributes:
@@ -126,16 +124,14 @@ class CallInfo:
     headers: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class FaultShare:
+class FaultShare(Struct, frozen=True):
     """A fault and the share of calls that meet it, from 0 to 1."""
 
     fault: Fault
     share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Dice:
+class Dice(Struct, frozen=True):
     """Two independent fractions in (0, 1) for one call: which fault it meets, and how slow it is."""
 
     fault: float

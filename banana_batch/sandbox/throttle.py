@@ -4,16 +4,16 @@ Rule 1: a plain function of values: the time is handed in, nothing waits here.
 """
 
 from collections import deque
-from dataclasses import dataclass
 from math import ceil
+
+from msgspec import Struct
 
 from .config import SandboxConfig
 
 _MINUTE_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """A call that is not taken.
 
     Attributes:

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from banana_batch.models import Kind
 from banana_batch.text import printable
 
 
-@dataclass(frozen=True, slots=True)
-class ChangedRow:
+class ChangedRow(Struct, frozen=True):
     """A known id with another request.
 
     Attributes:
@@ -22,8 +22,7 @@ class ChangedRow:
     differences: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class KindCount:
+class KindCount(Struct, frozen=True):
     """Jobs of one model × size.
 
     Attributes:
@@ -38,8 +37,7 @@ class KindCount:
     removed: int = 0
 
 
-@dataclass(slots=True)
-class Difference:
+class Difference(Struct):
     """What a manifest means for a batch.
 
     Attributes:

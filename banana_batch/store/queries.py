@@ -5,8 +5,9 @@ Rule: each query is bounded by an index or by what it returns; none walks the ba
 
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from banana_batch.lifecycle import JobState
 from banana_batch.models import Kind, Totals
@@ -37,8 +38,7 @@ _KEYS: dict[LedgerKey, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
+class LedgerRow(Struct, frozen=True):
     """A line of the ledger; amounts in millionths."""
 
     key: str
@@ -48,8 +48,7 @@ class LedgerRow:
     wasted: int
 
 
-@dataclass(frozen=True, slots=True)
-class LastRun:
+class LastRun(Struct, frozen=True):
     """The newest run; the ending is None while it is live, or if it died."""
 
     run: int
@@ -62,8 +61,7 @@ class LastRun:
     budget: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class KindHistory:
+class KindHistory(Struct, frozen=True):
     """What a model × size has cost and taken.
 
     Attributes:
@@ -80,8 +78,7 @@ class KindHistory:
     mean_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
+class Doubt(Struct, frozen=True):
     """A job in doubt, with what is known of its request."""
 
     index: int
@@ -231,8 +228,7 @@ WHERE kind = ? AND outcome IN ('paid', 'unpriced') AND latency_s IS NOT NULL LIM
 """
 
 
-@dataclass(frozen=True, slots=True)
-class KindSums:
+class KindSums(Struct, frozen=True):
     """What one model × size came to in a run; latencies of its paid answers, at most 10,000, sorted."""
 
     kind: Kind

@@ -6,7 +6,8 @@ Rule 2: credits at risk leave that account only when the user says what became o
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from banana_batch.errors import UsageError
 from banana_batch.lifecycle import Event, JobState, Settlement, after
@@ -15,8 +16,7 @@ from banana_batch.text import printable
 _BY_USER = "user"
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(Struct, frozen=True):
     """What the user says of a job in doubt.
 
     Attributes:
@@ -32,8 +32,7 @@ class Word:
     image_url: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """A job by its id or index."""
 
     index: int

@@ -5,11 +5,11 @@ import errno
 import gzip
 import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from banana_batch.errors import Exit, OutputError
 from banana_batch.images import bodies, parts

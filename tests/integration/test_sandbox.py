@@ -5,12 +5,12 @@ import io
 import json
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from banana_batch.errors import SettingsError

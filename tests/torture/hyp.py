@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +29,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec.structs import replace
 
 from banana_batch.engine.budget import reserve_for
 from banana_batch.errors import UsageError

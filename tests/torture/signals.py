@@ -10,8 +10,10 @@ import random
 import signal
 import sys
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from banana_batch.sandbox.config import Latency, SandboxConfig, parse_fault
 

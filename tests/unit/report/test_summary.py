@@ -2,10 +2,10 @@
 
 import json
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from banana_batch.errors import REASONS, Exit
 from banana_batch.models import Kind, Totals

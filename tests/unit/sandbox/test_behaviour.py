@@ -1,9 +1,9 @@
 """Prices, latency, limits and shares of faults: text forms and decisions."""
 
-from dataclasses import replace
 from statistics import median, quantiles
 
 import pytest
+from msgspec.structs import replace
 
 from banana_batch.models import Kind
 from banana_batch.money import MICRO
