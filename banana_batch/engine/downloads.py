@@ -28,18 +28,21 @@ READY_LIMIT = 1000  # a host that is slow, not down: what waits stays bounded
 GONE_LIMIT = 3  # safety.md, section 2: buying on would lose more
 _GONE_HINT = "run sooner after a stop: urls expire; look at the account before going on"
 PAGE = 256
+# Images up to here wait in memory for the disk, in groups, and longer than they were on their way: twice as many may.
+SMALL_BYTES = 256 * 1024
 
 
 class Downloads:
     """The images that wait, and the loop that each fetching task runs.
 
     Args:
+        width: Images being fetched at most, of large ones; `work` is run by twice as many tasks.
         wait_s: How long to go on after the last paid call for images that can't be fetched yet.
         on_stop: Told of what must end the run: a broken disk, an address that may not be fetched.
     """
 
     def __init__(
-        self, store: Store, images: Images, clock: Clock, events: Events, pacer: Pacer, *, wait_s: float,
+        self, store: Store, images: Images, clock: Clock, events: Events, pacer: Pacer, *, width: int, wait_s: float,
         rng: random.Random,
         on_stop: Callable[[Stop], None],
     ) -> None:  # fmt: skip
@@ -48,6 +51,7 @@ class Downloads:
         self._clock = clock
         self._events = events
         self._pacer = pacer
+        self._width = width
         self._wait_s = wait_s
         self._rng = rng
         self._on_stop = on_stop
@@ -58,6 +62,7 @@ class Downloads:
         self._order = count()
         self._waiters = Waiters(clock)
         self._fetching = 0
+        self._small = False
         self._earlier_left = True
         self._refilling = asyncio.Lock()
         self._closing_at_s: float | None = None
@@ -116,6 +121,7 @@ class Downloads:
         if isinstance(result, FetchFailed):
             await self._failed(image, result)
             return
+        self._small = result.bytes <= SMALL_BYTES
         await self._store.finish(image.index, result)
         self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
         outage, self._failed_in_row = self._failed_in_row >= OUTAGE, 0
@@ -163,11 +169,14 @@ class Downloads:
 
     async def _take(self) -> PaidImage | None:
         while True:
-            if self._due and self._due[0][0] <= self._clock.monotonic_s():
+            full = self._fetching >= (self._width * 2 if self._small else self._width)
+            if full:
+                await self._waiters.wait()
+            elif self._due and self._due[0][0] <= self._clock.monotonic_s():
                 return heapq.heappop(self._due)[2]
-            if self._ready:
+            elif self._ready:
                 return self._ready.popleft()
-            if self._earlier_left:
+            elif self._earlier_left:
                 await self._refill()
             elif (self._closing_at_s is not None and not self._due and not self._fetching) or (
                 self._closing_at_s is not None and self._impatient

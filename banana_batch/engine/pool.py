@@ -30,7 +30,7 @@ class PoolConfig(Struct, frozen=True):
 
     Attributes:
         concurrency: Paid calls in flight at most; 0: send nothing (`download`).
-        fetchers: Images being fetched at most.
+        fetchers: Images being fetched at most; of small ones twice as many.
         limit: Jobs that may be sent for the first time; None: all.
         resend: Jobs in doubt may be sent again once.
         download_wait_s: See Downloads.
@@ -103,7 +103,15 @@ class Pool:
             confirm=confirm,
         )
         self._downloads = Downloads(
-            store, images, clock, events, pacer, wait_s=config.download_wait_s, rng=rng, on_stop=self._shared.stop
+            store,
+            images,
+            clock,
+            events,
+            pacer,
+            width=config.fetchers,
+            wait_s=config.download_wait_s,
+            rng=rng,
+            on_stop=self._shared.stop,
         )
         self._senders = 0
         self._ordered = Waiters(clock)
@@ -148,7 +156,7 @@ class Pool:
                     self._downloads.close()
                 workers += [
                     group.create_task(self._downloads.work(), name=f"fetch-{number}")
-                    for number in range(1, self._config.fetchers + 1)
+                    for number in range(1, self._config.fetchers * 2 + 1)
                 ]
                 await asyncio.wait(workers)
                 watch.cancel()
