@@ -14,10 +14,10 @@ from banana_batch.exchange import Exchange
 from banana_batch.models import FetchFailed, PaidImage
 from banana_batch.text import bytes_text
 
-from . import classify
-from .committer import Received
+from . import failures
+from .committer import Received, Sealed
 from .intake import Intake
-from .parts import PartStream, StreamedPart
+from .parts import PartStream
 from .verify import NotWhole
 
 SMALL_BYTES = 256 * 1024  # up to here a body stays in memory
@@ -84,7 +84,7 @@ async def body_of(
 
 async def _stored(
     stream: PartStream, announced: int | None, written: Coroutine[None, None, int]
-) -> StreamedPart | FetchFailed:
+) -> Sealed | FetchFailed:
     """Return the part with a whole body in it, sealed; a body that is not whole leaves none."""
     sealed = False
     try:
@@ -93,7 +93,9 @@ async def _stored(
             return _short(size, announced)
         part = await stream.seal()
         if max(size, announced or 0) > MAX_BYTES:
-            part.finding = NotWhole(f"more than {bytes_text(MAX_BYTES)}", part.finding.content_type, pixels=True)
+            part = part._replace(
+                finding=NotWhole(f"more than {bytes_text(MAX_BYTES)}", part.finding.content_type, pixels=True)
+            )
         sealed = True
         return part
     finally:
@@ -130,7 +132,7 @@ def _length(headers: Mapping[str, str]) -> int | None:
 
 
 def _short(size: int, announced: int) -> FetchFailed:
-    return classify.SHORT.failed(f"{size:,} of {announced:,} bytes came")
+    return failures.SHORT.failed(f"{size:,} of {announced:,} bytes came")
 
 
 async def _next(content: aiohttp.StreamReader, *, chunked: bool) -> bytes:

@@ -13,6 +13,7 @@ Rule 3: `commit` runs on one thread; the slow part (fsync) fans out over the dis
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -20,11 +21,10 @@ from banana_batch.errors import BananaError
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
 from banana_batch.text import bytes_text
 
-from . import classify, names
+from . import failures, names
 from .files import hash_open, move, open_file, remove_part, set_aside, write_part
 from .folders import Folders
 from .oddities import oddities
-from .parts import StreamedPart
 from .sums import sha256
 from .verify import NotWhole, Whole, examine
 
@@ -33,17 +33,29 @@ SLICES = 8  # fsyncs of small parts under way at once
 Outcome = StoredImage | FetchFailed
 
 
-class Received(Struct, frozen=True):
+class Sealed(NamedTuple):
+    """What lies, synced, in the part of a large image.
+
+    Attributes:
+        sha256: Of all bytes, hexadecimal.
+    """
+
+    bytes: int
+    sha256: str
+    finding: Whole | NotWhole
+
+
+class Received(NamedTuple):
     """An image's bytes as they came.
 
     Attributes:
-        body: All of them, or a sealed part.
+        body: All of them, or what is in its part.
         label: The Content-Type header; None without one.
         measured: The transfer said where it ends; False: it ended with the connection, so it may have been cut.
     """
 
     image: PaidImage
-    body: bytes | StreamedPart
+    body: bytes | Sealed
     label: str | None
     measured: bool
 
@@ -94,20 +106,20 @@ class Committer:
 
     def _prepare(self, received: Received) -> _Prepared | FetchFailed:
         body = received.body
-        if isinstance(body, StreamedPart):
-            prepared = _Prepared(received, body.finding, body.sha256, body.written)
+        if isinstance(body, Sealed):
+            prepared = _Prepared(received, body.finding, body.sha256, body.bytes)
         else:
             prepared = _Prepared(received, examine(body), sha256(body), len(body))
         failure = _refused(prepared)
         if failure is not None:
-            if isinstance(body, StreamedPart):
-                body.discard()
+            if isinstance(body, Sealed):
+                remove_part(self._folders.images, received.image.index)
             return failure
-        if not isinstance(body, StreamedPart):
+        if not isinstance(body, Sealed):
             try:
                 prepared.fd = write_part(self._folders.images, received.image.index, body)
             except OSError as broken:
-                return classify.by_disk(broken)
+                return failures.by_disk(broken)
         return prepared
 
     def _sync_parts(self, written: Sequence[_Prepared]) -> None:
@@ -127,7 +139,7 @@ class Committer:
             return self._name(prepared)
         except OSError as broken:
             remove_part(self._folders.images, prepared.received.image.index)
-            return classify.by_disk(broken)
+            return failures.by_disk(broken)
         except BananaError as broken:
             remove_part(self._folders.images, prepared.received.image.index)
             return broken
@@ -175,7 +187,7 @@ class Committer:
             try:
                 os.fsync(folder)
             except OSError as failure:
-                broken[folder] = classify.by_disk(failure)
+                broken[folder] = failures.by_disk(failure)
         return broken
 
 
@@ -213,19 +225,19 @@ def _refused(prepared: _Prepared) -> FetchFailed | None:
     if isinstance(finding, Whole):
         return None
     if prepared.bytes == 0:
-        return classify.SHORT.failed("the body is empty")
+        return failures.SHORT.failed("the body is empty")
     if finding.text:
-        return classify.WRONG_TYPE.failed(finding.reason)
+        return failures.WRONG_TYPE.failed(finding.reason)
     if prepared.sha256 == image.damaged_sha256:
         return None
     row = _damaged_row(finding, prepared.received.measured)
     return row.failed(f"{bytes_text(prepared.bytes)} came, no whole image: {finding.reason}", sha256=prepared.sha256)
 
 
-def _damaged_row(finding: NotWhole, measured: bool) -> classify.Row:
+def _damaged_row(finding: NotWhole, measured: bool) -> failures.Row:
     if finding.pixels:
-        return classify.TOO_LARGE
-    return classify.DAMAGED if measured else classify.SHORT
+        return failures.TOO_LARGE
+    return failures.DAMAGED if measured else failures.SHORT
 
 
 def _lost(finding: NotWhole, prepared: _Prepared, path: str) -> FetchFailed:

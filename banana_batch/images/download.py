@@ -24,7 +24,7 @@ from banana_batch.errors import SettingsError
 from banana_batch.exchange import Exchange, Route, exchange
 from banana_batch.models import FetchFailed, PaidImage
 
-from . import bodies, classify
+from . import bodies, classify, failures
 from .committer import Received
 from .folders import Folders
 from .guard import Allowed, Blocked, UrlRules, is_public
@@ -146,9 +146,9 @@ class Downloader:
             location = answer.headers.get("Location")
             answer.end()
             if not location:
-                return classify.REFUSED.failed("the image's host redirects to nowhere")
+                return failures.REFUSED.failed("the image's host redirects to nowhere")
             verdict = self._rules.judge_redirect(verdict.url, location)
-        return classify.REFUSED.failed(f"more than {MAX_REDIRECTS} redirects")
+        return failures.REFUSED.failed(f"more than {MAX_REDIRECTS} redirects")
 
     async def _get(self, allowed: Allowed) -> Exchange:
         try:
@@ -180,5 +180,5 @@ def _refusal(answer: Exchange) -> FetchFailed | None:
     encoding = answer.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("", "identity"):
         # Its name is the host's text, and never shown: cut short it could hold half a key.
-        return classify.WRONG_TYPE.failed("an encoded body, not asked for")
+        return failures.WRONG_TYPE.failed("an encoded body, not asked for")
     return None

@@ -16,20 +16,23 @@ from types import TracebackType
 import aiohttp
 from msgspec.structs import replace
 
+from banana_batch.errors import BatchLocked
 from banana_batch.grouping import GroupCommit
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
 
-from . import classify
+from . import classify, failures
 from .committer import Committer, Outcome, Received
 from .download import ConnectorFactory, Downloader, tcp_connector
 from .folders import Folders
 from .guard import UrlRules
+from .outside import MANY, Outside, lock_images
 from .parts import PartFailed
 
 COMMIT_THREADS = 1  # the committer runs one group at a time
 DISK_THREADS = 8
 MAX_GROUP = 128  # images a commit; each has a file open meanwhile
 GATHER_S = 0.02  # images that come one after the other share the folder's sync
+FORMER_S, FORMER_LOOK_S = 10.0, 0.05  # how long, and how often, an earlier run's last group is waited for
 
 
 class ImageFetcher:
@@ -45,10 +48,12 @@ class ImageFetcher:
         disk: Executor of about DISK_THREADS threads; never the same as `committer`, unless it runs inline.
         connector: Makes the connectors; a simulation hands in its own.
         redact: Removes secrets from a text.
+        many: Images in a group from which on a process of its own writes them; None: never.
 
     Raises (on entering):
         OutputError: the output folder can't be used safely.
         DiskError: nor made durable.
+        BatchLocked: a process of an earlier run still writes there.
         UsageError, SettingsError: an `--allow-host` or `--ca-file` that can't be read.
     """
 
@@ -64,6 +69,7 @@ class ImageFetcher:
         ca_file: Path | None = None,
         connector: ConnectorFactory = tcp_connector,
         redact: Callable[[str], str] = str,
+        many: int | None = MANY,
     ) -> None:
         self._out = out
         self._rules = UrlRules(gateway, allow_hosts, proxied=proxy is not None, redact=redact)
@@ -73,19 +79,34 @@ class ImageFetcher:
         self._redact = redact
         self._commit_thread = committer
         self._disk = disk
+        self._many = many
 
     async def __aenter__(self) -> "ImageFetcher":
         self._downloader = Downloader(self._rules, proxy=self._proxy, ca_file=self._ca_file, connector=self._connector)
         try:
             self._folders = Folders(self._out)
+            try:
+                await self._await_former()
+            except BaseException:
+                self._folders.close()
+                raise
         except BaseException:
             await self._downloader.close()
             raise
-        committer = Committer(self._folders, self._disk)
+        self._outside = Outside(self._folders, Committer(self._folders, self._disk), self._many)
         self._commits: GroupCommit[Received, Outcome] = GroupCommit(
-            self._commit_thread, committer.commit, max_group=MAX_GROUP, gather_s=GATHER_S
+            self._commit_thread, self._outside.commit, max_group=MAX_GROUP, gather_s=GATHER_S
         )
         return self
+
+    async def _await_former(self) -> None:
+        """Wait for the process of a run that was killed: it may be at its last group still."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + FORMER_S
+        while not lock_images(self._folders):
+            if loop.time() >= end_s:
+                raise BatchLocked(f"{self._out}: a process of an earlier run still writes images", "run again later")
+            await asyncio.sleep(FORMER_LOOK_S)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
@@ -93,8 +114,12 @@ class ImageFetcher:
         await self._downloader.close()
         # A group that was put and whose callers were cancelled still uses the descriptors: close them after it.
         await self._commits.idle()
-        last = self._commit_thread.submit(self._folders.close)
+        last = self._commit_thread.submit(self._close)
         await asyncio.shield(asyncio.wrap_future(last))
+
+    def _close(self) -> None:
+        self._outside.close()
+        self._folders.close()
 
     async def fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
         """Fetch once. Free, so it may be called again. A returned StoredImage is on disk, durable, under its name.
@@ -111,11 +136,11 @@ class ImageFetcher:
         try:
             received = await self._downloader.receive(image, self._disk, self._folders)
         except PartFailed as broken:
-            return classify.by_disk(broken.failure)
+            return failures.by_disk(broken.failure)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             return classify.by_exception(failure)
         if isinstance(received, FetchFailed):
             return received
         if received.label is not None:
-            received = replace(received, label=self._redact(received.label))
+            received = received._replace(label=self._redact(received.label))
         return await self._commits.put(received)

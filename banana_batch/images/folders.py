@@ -50,15 +50,21 @@ def _private(fd: int, shown: str) -> int:
 class Folders:
     """Descriptors of OUT, of `images/`, and of what lies below, made as they are needed.
 
+    Args:
+        held: Those of OUT and of `images/`, from whoever opened them.
+
     Raises:
         OutputError: a folder is a symlink, is no folder, or any user may change it.
         DiskError: it can't be made durable.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = open_out(out)
+    def __init__(self, out: Path, held: tuple[int, int] | None = None) -> None:
         self._shown = out
         self._below: OrderedDict[tuple[str, ...], int] = OrderedDict()
+        if held is not None:
+            self.out, self.images = held
+            return
+        self.out = open_out(out)
         try:
             self.images = self._open_images()
         except BaseException:

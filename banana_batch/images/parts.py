@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiofiles.threadpool import wrap
 
+from .committer import Sealed
 from .files import create_part, remove_part, write_all
 from .folders import Folders
-from .verify import Examination, NotWhole, Whole
+from .verify import Examination
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -44,13 +45,7 @@ class PartFailed(Exception):
 
 
 class StreamedPart(BufferedIOBase):
-    """The file itself. Every method blocks and belongs on the disk executor.
-
-    Attributes:
-        sha256: Of all bytes, hexadecimal; set by `seal`.
-        finding: What they are; set by `seal`.
-        written: Bytes so far.
-    """
+    """The file itself. Every method blocks and belongs on the disk executor."""
 
     def __init__(self, folders: Folders, index: int) -> None:
         self._fd = create_part(folders.images, index)
@@ -60,9 +55,7 @@ class StreamedPart(BufferedIOBase):
         self._examination = Examination()
         self._direct = _set_direct(self._fd, on=True)
         self._busy = threading.Lock()
-        self.sha256 = ""
-        self.finding: Whole | NotWhole = NotWhole("not examined")
-        self.written = 0
+        self._written = 0
 
     def writelines(self, chunks: Iterable["ReadableBuffer"], /) -> None:
         """Write and hash the chunks as they are: no copy is made to join them.
@@ -76,7 +69,7 @@ class StreamedPart(BufferedIOBase):
             for view in views:
                 self._hash.update(view)
                 self._examination.feed(view)
-                self.written += view.nbytes
+                self._written += view.nbytes
 
     def _put(self, views: Sequence[memoryview]) -> None:
         if self._direct and len(views) == 1 and views[0].nbytes % BLOCK_BYTES == 0:
@@ -104,17 +97,16 @@ class StreamedPart(BufferedIOBase):
             super().close()
             os.close(self._fd)
 
-    def seal(self) -> None:
+    def seal(self) -> Sealed:
         """Sync what was written, judge it, and close.
 
         Raises:
             OSError: the disk is full or broken.
         """
         with self._busy:
-            self.finding = self._examination.end()
             os.fsync(self._fd)
-            self.sha256 = self._hash.hexdigest()
             self.close()
+            return Sealed(self._written, self._hash.hexdigest(), self._examination.end())
 
     def discard(self) -> None:
         """Close and remove it, once a write that is under way has ended."""
@@ -156,11 +148,10 @@ class PartStream:
         except OSError as failure:
             raise PartFailed(failure) from None
 
-    async def seal(self) -> StreamedPart:
-        """Examine, sync and close; return the part."""
+    async def seal(self) -> Sealed:
+        """Examine, sync and close; return what is in it."""
         part = await self._opened()
-        await _settled(self._disk.submit(part.seal))
-        return part
+        return await _settled(self._disk.submit(part.seal))
 
     async def discard(self) -> None:
         """Remove the part, once what runs on it has ended; goes on when the caller is cancelled."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from banana_batch.errors import Exit
-from banana_batch.images import classify
+from banana_batch.images import failures
 from banana_batch.images.committer import Committer
 from tests.integration.answers_peer import answer
 from tests.integration.whole_runs import IMAGE, Ended, Gateway, gateway, run_batch
@@ -110,7 +110,7 @@ async def test_a_disk_that_takes_no_image(
     commit = Committer.commit
 
     def broken(_self: Committer, group: list[object]) -> list[object]:
-        return [classify.by_disk(OSError(number, "no")) for _ in group]
+        return [failures.by_disk(OSError(number, "no")) for _ in group]
 
     async with gateway() as peer:
         monkeypatch.setattr(Committer, "commit", broken)
@@ -127,5 +127,5 @@ async def test_a_disk_that_takes_no_image(
 
 def test_no_row_without_a_case() -> None:
     """A row that is added to the images' table needs an answer here."""
-    rows = {row.name for row in vars(classify).values() if isinstance(row, classify.Row)}
+    rows = {row.name for row in vars(failures).values() if isinstance(row, failures.Row)}
     assert set(SERVED) | ELSEWHERE == rows

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import banana_batch
+from banana_batch.images.outside import MANY
 from banana_batch.sandbox.config import Latency, SandboxConfig
 
 Case = TypeVar("Case")
@@ -108,11 +109,12 @@ class Gate:
 
 
 def fork(arguments: Sequence[str], said: Path, *, gate: Gate | None = None, mutate: Callable[[], None] | None = None,
-         config: SandboxConfig = QUICK) -> int:  # fmt: skip
+         config: SandboxConfig = QUICK, many: int = MANY) -> int:  # fmt: skip
     """Run the command with `arguments` in a child; return its pid. What it prints goes to `said`.
 
     Args:
         mutate: Takes a defence away, in the child only.
+        many: Images in a group from which on another process writes them.
     """
     pid = os.fork()
     if pid:
@@ -121,7 +123,7 @@ def fork(arguments: Sequence[str], said: Path, *, gate: Gate | None = None, muta
     try:
         _redirect(said)
         os.environ["TT_API_KEY"] = "rehearsal"
-        _equip(config, gate)
+        _equip(config, gate, many)
         if mutate is not None:
             mutate()
         if gate is not None and gate.role == "main":
@@ -158,16 +160,21 @@ def _redirect(said: Path) -> None:
     os.setsid()
 
 
-def _equip(config: SandboxConfig, gate: Gate | None) -> None:
+def _equip(config: SandboxConfig, gate: Gate | None, many: int) -> None:
     from banana_batch.batch import Machinery, Run
     from banana_batch.cli import run as command
+    from banana_batch.images.fetcher import ImageFetcher
     from banana_batch.sandbox.server import Sandbox
 
     def executor(threads: int, name: str) -> ThreadPoolExecutor:
         held = gate is not None and gate.role == name
         return ThreadPoolExecutor(threads, name, initializer=gate.stand if gate is not None and held else None)
 
-    machinery = Machinery(executor=executor, sandbox=functools.partial(Sandbox, config=config))
+    machinery = Machinery(
+        executor=executor,
+        images=functools.partial(ImageFetcher, many=many),
+        sandbox=functools.partial(Sandbox, config=config),
+    )
     vars(command)["Run"] = functools.partial(Run, machinery=machinery)
 
 

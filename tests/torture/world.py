@@ -7,6 +7,7 @@ folder, made at the very instant; the next life goes on with that copy.
 import asyncio
 import contextlib
 import csv
+import functools
 import io
 import logging
 import os
@@ -23,6 +24,7 @@ from unittest.mock import patch
 from banana_batch import money
 from banana_batch.batch import Machinery, Run, Work
 from banana_batch.errors import Exit
+from banana_batch.images.fetcher import ImageFetcher
 from banana_batch.manifest.loader import open_manifests
 from banana_batch.planning import Order, Prepared, made_ready
 from banana_batch.report.account import Account
@@ -238,7 +240,12 @@ class World:
 
         life = self.life = Life(self.out, death)
         clock, view = self.clock(), Nobody(life)
-        machinery = Machinery(clock=clock, rng=random.Random(self.night.seed), executor=lambda _width, _name: Inline())
+        machinery = Machinery(
+            clock=clock,
+            rng=random.Random(self.night.seed),
+            executor=lambda _width, _name: Inline(),
+            images=functools.partial(ImageFetcher, many=None),
+        )
         life.run = Run(Work(self.out, settings, ready, {"TT_API_KEY": "key"}), lambda _: view, machinery)
         life.task = asyncio.create_task(life.run.run())
         if death is not None and death.at_s is not None:

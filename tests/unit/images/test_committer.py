@@ -373,8 +373,7 @@ def test_a_streamed_part_is_named_like_a_small_one(commit: Commit, opened: Folde
     part = StreamedPart(opened, 1)
     for at in range(0, len(body), 300_000):
         part.writelines([body[at : at + 100_000], body[at + 100_000 : at + 300_000]])
-    part.seal()
-    [stored] = commit(Received(paid(), part, None, measured=True))
+    [stored] = commit(Received(paid(), part.seal(), None, measured=True))
     assert isinstance(stored, StoredImage)
     assert (stored.bytes, stored.sha256) == (len(body), hashlib.sha256(body).hexdigest())
     assert (tmp_path / stored.path).read_bytes() == body
@@ -384,8 +383,7 @@ def test_a_damaged_streamed_part_is_removed(commit: Commit, opened: Folders, tmp
     """Nothing of it stays, the first time."""
     part = StreamedPart(opened, 1)
     part.writelines([PNG[:-5]])
-    part.seal()
-    assert isinstance(commit(Received(paid(), part, None, measured=True))[0], FetchFailed)
+    assert isinstance(commit(Received(paid(), part.seal(), None, measured=True))[0], FetchFailed)
     assert everything(tmp_path) == set()
 
 
