@@ -9,6 +9,9 @@ from .ports import Events
 from .store import queries
 from .store.state import StateStore
 
+# Events after which results show something else.
+_CHANGES = frozenset({"sent", "stored", "fetch_failed", "shared"})
+
 
 class Estimate(NamedTuple):
     """Credits of the whole batch, in millionths; `left`: jobs wait; `whole`: every price is known."""
@@ -26,6 +29,8 @@ class Estimates:
     Attributes:
         changed: The run has changed anything that results show.
     """
+
+    hears = _CHANGES | {"answered"}
 
     def __init__(self, max_price: int) -> None:
         self.changed = False
@@ -69,6 +74,3 @@ class Estimates:
         if found.left and (self._told == 0 or (found.whole and self._told == 1)):
             self._told = 2 if found.whole else 1
             self._events.emit("estimate", least_micro=found.least, expected_micro=found.expected, most_micro=found.most)
-
-
-_CHANGES = frozenset({"sent", "stored", "fetch_failed", "shared"})

@@ -133,7 +133,10 @@ class Disk(Protocol):
 
 
 class Events(Protocol):
-    """Where what happens is told: `run.log`, the progress bar, the account of the night."""
+    """Where what happens is told: `run.log`, the progress bar, the account of the night.
+
+    Whoever wants few of the events names them in an attribute `hears`: three are told of each job.
+    """
 
     def emit(self, event: str, /, **facts: object) -> None:
         """Tell one event. Never raises, never blocks for long."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from yarl import URL
 
 from banana_batch import __version__
 from banana_batch.errors import SettingsError
@@ -109,7 +108,7 @@ class Downloader:
         self._guarded = connector(guard, tls)
         self._vouched = connector(None, tls)
         self._buffers: list[mmap.mmap] = []
-        self._routes: dict[tuple[URL, bool], Route] = {}
+        self._routes: dict[tuple[str, str, bool], Route] = {}
 
     async def close(self) -> None:
         """Close both pools."""
@@ -164,13 +163,15 @@ class Downloader:
         return await exchange(route, "GET", allowed.url.raw_path_qs, read_bufsize=READ_BUFFER_BYTES)
 
     def _route(self, allowed: Allowed) -> Route:
-        way = (allowed.url.origin(), allowed.guarded)
+        way = (allowed.url.scheme, allowed.url.raw_authority, allowed.guarded)
         route = self._routes.get(way)
         if route is None:
             if len(self._routes) >= MAX_ROUTES:
                 self._routes.clear()
             pool = self._guarded if allowed.guarded else self._vouched
-            route = self._routes[way] = Route(pool, way[0], limits=_LIMITS, proxy=self._proxy, headers=_HEADERS)
+            route = self._routes[way] = Route(
+                pool, allowed.url.origin(), limits=_LIMITS, proxy=self._proxy, headers=_HEADERS
+            )
         return route
 
 

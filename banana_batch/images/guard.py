@@ -23,6 +23,7 @@ from banana_batch.text import printable
 
 HTTPS_PORT = 443
 MAX_SHOWN_CHARS = 120  # of a url in a message
+MAX_KNOWN = 64  # places that were judged
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 # Python calls these global: Teredo and 6to4 carry an IPv4 address past the check, 3fff::/20 is documentation.
@@ -149,6 +150,8 @@ class UrlRules:
         self._allowed = tuple(parse_allow_host(text) for text in allow_hosts)
         self._proxied = proxied
         self._redact = redact
+        # A verdict says nothing of path and query: places that may be asked, and whether with a guard.
+        self._known: dict[tuple[str, str], bool] = {}
 
     def judge(self, text: str) -> Allowed | Blocked:
         """Decide on a url as the endpoint named it: any text at all."""
@@ -167,6 +170,18 @@ class UrlRules:
             return Blocked(f"it redirects to {self._shown(location)}, which is no url")
 
     def _judge(self, url: URL) -> Allowed | Blocked:
+        place = (url.scheme, url.raw_authority)
+        guarded = self._known.get(place)
+        if guarded is not None:
+            return Allowed(url, guarded)
+        verdict = self._judge_place(url)
+        if isinstance(verdict, Allowed):
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[place] = verdict.guarded
+        return verdict
+
+    def _judge_place(self, url: URL) -> Allowed | Blocked:
         host = _host_of(url)
         fault = _malformed(url, host)
         if host is None or fault is not None:

@@ -14,6 +14,8 @@ FIRST_GUESS_BYTES = 256 << 10
 class Room:
     """Implements `ports.Disk`; as `ports.Events` it learns how large images are."""
 
+    hears = frozenset({"stored"})
+
     def __init__(self, out: Path) -> None:
         self._out = out
         self._image_bytes = FIRST_GUESS_BYTES

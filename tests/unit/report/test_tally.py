@@ -142,3 +142,23 @@ def test_a_report_that_breaks_is_left_out_and_said() -> None:
     fanout.emit("stored")
     assert [event for event, _ in heard] == ["note", "sent", "stored"]
     assert "Broken failed (KeyError)" in str(heard[0][1])
+
+
+def test_who_wants_few_events_is_told_no_others() -> None:
+    """Each in the order in which they were named."""
+    heard: list[tuple[str, str]] = []
+
+    class Ear:
+        def emit(self, event: str, /, **facts: object) -> None:
+            heard.append(("all", event))
+
+    class Some:
+        hears = frozenset({"stored"})
+
+        def emit(self, event: str, /, **facts: object) -> None:
+            heard.append(("some", event))
+
+    fanout = Fanout([Some(), Ear()])
+    for event in ("sent", "stored", "sent"):
+        fanout.emit(event)
+    assert heard == [("all", "sent"), ("some", "stored"), ("all", "stored"), ("all", "sent")]
