@@ -30,7 +30,6 @@ from .committer import SLICES, Committer, Outcome, Received, Sealed
 from .folders import Folders
 
 MANY = 8  # images that come within one group: from some 400 a second on
-ASKED_BYTES = 4 << 20  # of bodies, handed over at once
 END_S = 10.0  # it has nothing left to do when it is told to end
 
 Outcomes = Sequence[Outcome | BaseException]
@@ -77,7 +76,7 @@ class Outside:
             self._start()
         if not self._answers() or any(isinstance(received.body, Sealed) for received in group):
             return self._here.commit(group)
-        return [outcome for few in _by_size(group) for outcome in self._ask(few)]
+        return self._ask(group)
 
     def close(self) -> None:
         """Let the process end, and wait for it."""
@@ -125,8 +124,9 @@ class Outside:
     def _ask(self, group: Sequence[Received]) -> Outcomes:
         if self._socket is not None:
             try:
-                _send(self._socket, group)
-                outcomes: Outcomes = _receive(self._socket)
+                # The bodies go as they are: joined or pickled they would be copied twice more.
+                _send(self._socket, [one._replace(body=b"") for one in group], [one.body for one in group if not isinstance(one.body, Sealed)])
+                outcomes: Outcomes = _receive(self._socket)[0]
             except Exception:  # noqa: BLE001  # whatever is wrong with it, the images are not
                 self._give_up()
             else:
@@ -140,28 +140,22 @@ class Outside:
         self.close()
 
 
-def _by_size(group: Sequence[Received]) -> list[list[Received]]:
-    """Divide a group, so that handing it over takes little memory beside it."""
-    parts: list[list[Received]] = []
-    room = 0
-    for received in group:
-        room -= len(received.body)
-        if room < 0 or not parts:
-            parts.append([])
-            room = ASKED_BYTES - len(received.body)
-        parts[-1].append(received)
-    return parts
+def _send(to: socket.socket, what: object, bodies: Sequence[bytes] = ()) -> None:
+    data = pickle.dumps((what, [len(body) for body in bodies]), pickle.HIGHEST_PROTOCOL)
+    pieces = [memoryview(piece) for piece in (_LENGTH.pack(len(data)), data, *bodies)]
+    while pieces:
+        sent = to.sendmsg(pieces)
+        while pieces and sent >= len(pieces[0]):
+            sent -= len(pieces.pop(0))
+        if sent:
+            pieces[0] = pieces[0][sent:]
 
 
-def _send(to: socket.socket, what: object) -> None:
-    data = pickle.dumps(what, pickle.HIGHEST_PROTOCOL)
-    to.sendall(b"".join((_LENGTH.pack(len(data)), data)))
-
-
-def _receive(source: socket.socket) -> Any:
+def _receive(source: socket.socket) -> tuple[Any, list[bytearray]]:
     """Return what the other process sent. Raises EOFError when it has ended."""
     (size,) = _LENGTH.unpack(_exactly(source, _LENGTH.size))
-    return pickle.loads(_exactly(source, size))  # noqa: S301  # from nobody but the other half of this file
+    what, sizes = pickle.loads(_exactly(source, size))  # noqa: S301  # from nobody but the other half of this file
+    return what, [_exactly(source, size) for size in sizes]
 
 
 def _exactly(source: socket.socket, size: int) -> bytearray:
@@ -190,4 +184,5 @@ def serve(*descriptors: str) -> None:
         committer = Committer(Folders(Path(), (out, images)), disk)
         asked.sendall(_READY)
         while True:
-            _send(asked, committer.commit(_receive(asked)))
+            group, bodies = _receive(asked)
+            _send(asked, committer.commit([one._replace(body=body) for one, body in zip(group, bodies, strict=True)]))

@@ -15,7 +15,7 @@ import random
 from .learned import MINUTE_S, SHARE, AcceptedCalls, LearnedRate
 from .width import Width
 
-AT_ONCE = 8  # calls of the first wave that start at once; the rest follow within FIRST_WAVE_S
+AT_ONCE = 8  # calls of the first wave that start at once; the rest follow within FIRST_WAVE_S, ever more slowly
 FIRST_WAVE_S = 0.25
 COOL_BASE_S = 2.0
 COOL_CAP_S = 60.0
@@ -90,9 +90,15 @@ class Governor:
         return self._rate.ready_s(now_s)
 
     def _opening_s(self, in_flight: int) -> float:
-        """Return when one call more than `in_flight` may be out, while the width opens up evenly."""
+        """Return when one call more than `in_flight` may be out, while the width opens up.
+
+        After a cool-down evenly. The first wave's last sockets take half of its time: what starts sooner ends sooner.
+        """
         steps = max(1, self._width.limit - self._opens_from)
-        return self._opens_s + (in_flight + 1 - self._opens_from) * self._opens_for_s / steps
+        share = min(1.0, (in_flight + 1 - self._opens_from) / steps)
+        if self._opens_from == AT_ONCE:
+            share = 1.0 - math.sqrt(1.0 - max(0.0, share))
+        return self._opens_s + share * self._opens_for_s
 
     def started(self, now_s: float) -> None:
         """Note a start."""
