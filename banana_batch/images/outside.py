@@ -124,8 +124,9 @@ class Outside:
     def _ask(self, group: Sequence[Received]) -> Outcomes:
         if self._socket is not None:
             try:
-                # The bodies go as they are: joined or pickled they would be copied twice more.
-                _send(self._socket, [one._replace(body=b"") for one in group], [one.body for one in group if not isinstance(one.body, Sealed)])
+                bodies = [one.body for one in group if isinstance(one.body, bytes)]
+                # They go as they are: joined or pickled they would be copied twice more.
+                _send(self._socket, [one._replace(body=b"") for one in group], bodies)
                 outcomes: Outcomes = _receive(self._socket)[0]
             except Exception:  # noqa: BLE001  # whatever is wrong with it, the images are not
                 self._give_up()
