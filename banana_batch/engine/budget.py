@@ -3,8 +3,6 @@
 spent + at risk + reserved + decided but not yet durable + this reserve  <=  budget
 """
 
-from msgspec import Struct
-
 from banana_batch.models import Caps, Reserve, Totals
 
 # A price this many times what was expected is no price but an accident: kept at risk, and the run stops.
@@ -43,9 +41,3 @@ def is_implausible(credits_micro: int, price: int | None, caps: Caps) -> bool:
     An image that was free says nothing of what the next one costs.
     """
     return credits_micro > IMPLAUSIBLE_TIMES * max(price or caps.max_price, 1)
-
-
-class Undurable(Struct):
-    """Reserves between their decision and their commit, in millionths."""
-
-    micro: int = 0

@@ -10,8 +10,10 @@ files       single files by folder descriptor: made, synced, named without overw
 parts       the part of a large image, written while it comes
 oddities    harmless strangeness, as warnings
 committer   part -> final name, for a group of images at once
+outside     the committer in a process of its own, for images that come fast
 recovery    what a crash left behind; `verify`'s hashes
-classify    the table of everything that can go wrong, and what follows from it
+failures    the table of everything that can go wrong, and what follows from it
+classify    which row of it an ending of the network is
 
 Import the module that is needed: `recovery` costs little, `fetcher` brings aiohttp.
 """

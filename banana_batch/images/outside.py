@@ -92,21 +92,28 @@ class Outside:
 
     def _start(self) -> None:
         """Start the process; it is asked once it says that it is ready. Where none can be had, none is needed."""
-        ours, theirs = socket.socketpair()
+        with suppress(OSError, ValueError):
+            self._socket, theirs = socket.socketpair()
+            try:
+                self._process = self._started(theirs)
+            except BaseException:
+                self._socket.close()
+                self._socket = None
+                raise
+            finally:
+                theirs.close()
+
+    def _started(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
         descriptors = theirs.fileno(), self._folders.out, self._folders.images
-        with theirs, suppress(OSError, ValueError):
-            self._process = subprocess.Popen(  # noqa: S603  # this very interpreter, on code of our own
-                [sys.executable, *_PYTHON, _START, *map(str, descriptors), str(Path(__file__).parents[2]), *sys.path],
-                pass_fds=descriptors,
-                env={},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is not for it
-            )
-            self._socket = ours
-            return
-        ours.close()
+        return subprocess.Popen(  # noqa: S603  # this very interpreter, on code of our own
+            [sys.executable, *_PYTHON, _START, *map(str, descriptors), str(Path(__file__).parents[2]), *sys.path],
+            pass_fds=descriptors,
+            env={},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is not for it
+        )
 
     def _answers(self) -> bool:
         if self._socket is None or self._ready:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -152,13 +154,15 @@ def test_a_process_that_says_something_else_is_not_asked(
     one.close()
 
 
-@pytest.mark.parametrize("interpreter", ["", "/nowhere/python", "frozen"])
+@pytest.mark.parametrize("interpreter", ["", "/nowhere/python", "frozen", "no descriptor left"])
 def test_without_an_interpreter_there_is_no_process(
     opened: Folders, here: Here, monkeypatch: pytest.MonkeyPatch, interpreter: str
 ) -> None:
     """And none is needed."""
     if interpreter == "frozen":
         monkeypatch.setattr(sys, "frozen", True, raising=False)
+    elif interpreter == "no descriptor left":
+        monkeypatch.setattr(socket, "socketpair", lambda: (_ for _ in ()).throw(OSError(errno.EMFILE, "no")))
     else:
         monkeypatch.setattr(sys, "executable", interpreter)
     one = Outside(opened, here, many=0)
