@@ -77,7 +77,7 @@ def run_batches(batches: int) -> Figures:
         sums += found.counts
         figures.violations += [f"{text}; {replay('outside', found.seed)}" for text in found.violations]
     for kind in ("kills of helpers", "kills of runs with helpers"):
-        if sums[kind] < batches // 5:
+        if sums[kind] < batches // 8:
             figures.violations.append(f"only {sums[kind]} {kind}: see LONGEST_S")
     figures.counts.update(sums)
     return figures
