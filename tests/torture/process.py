@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import banana_batch
+from banana_batch.errors import Exit
 from banana_batch.images.outside import MANY
 from banana_batch.sandbox.config import Latency, SandboxConfig
 
@@ -34,6 +35,7 @@ STREAMS = 2
 BOUND_S = 60.0
 HUNG = -1000  # in place of an exit code
 _NAP_S = 0.002
+_ORDERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What a run imports by itself as it goes.
 _LATE = (
     "banana_batch.__main__",
@@ -116,8 +118,11 @@ def fork(arguments: Sequence[str], said: Path, *, gate: Gate | None = None, muta
         mutate: Takes a defence away, in the child only.
         many: Images in a group from which on another process writes them.
     """
+    # A signal that came before the child is the command would be raised in its parent's code, of which it is a copy.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ORDERS)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
         return pid
     code = 70
     try:
@@ -144,9 +149,12 @@ def _command() -> int:
     from banana_batch.__main__ import main
 
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
         main()
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
     return 0
 
 
