@@ -18,6 +18,8 @@ from .lifecycle import Event, JobState, Settlement
 
 # Stands in a planned file name where the job's index goes, which the batch assigns when it first sees the job.
 INDEX_MARK = "\x01"
+# Images up to here stay in memory until a group of them is written; larger ones stream to the disk.
+SMALL_BYTES = 256 * 1024
 
 
 class Kind(Struct, frozen=True):

@@ -15,7 +15,7 @@ from itertools import count
 from msgspec.structs import replace
 
 from banana_batch.errors import BananaError, Exit, bug_text
-from banana_batch.models import FetchFailed, PaidImage
+from banana_batch.models import SMALL_BYTES, FetchFailed, PaidImage
 from banana_batch.ports import Clock, Events, Images, Pacer, Store
 
 from .stops import Stop
@@ -28,8 +28,6 @@ READY_LIMIT = 1000  # a host that is slow, not down: what waits stays bounded
 GONE_LIMIT = 3  # safety.md, section 2: buying on would lose more
 _GONE_HINT = "run sooner after a stop: urls expire; look at the account before going on"
 PAGE = 256
-# Images up to here wait in memory for the disk, in groups, and longer than they were on their way: twice as many may.
-SMALL_BYTES = 256 * 1024
 
 
 class Downloads:
@@ -169,6 +167,7 @@ class Downloads:
 
     async def _take(self) -> PaidImage | None:
         while True:
+            # Small ones wait for their group longer than they were on their way: of them twice as many may.
             full = self._fetching >= (self._width * 2 if self._small else self._width)
             if full:
                 await self._waiters.wait()

@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Mapping
 import aiohttp
 
 from banana_batch.exchange import Exchange
-from banana_batch.models import FetchFailed, PaidImage
+from banana_batch.models import SMALL_BYTES, FetchFailed, PaidImage
 from banana_batch.text import bytes_text
 
 from . import failures
@@ -20,7 +20,6 @@ from .intake import Intake
 from .parts import PartStream
 from .verify import NotWhole
 
-SMALL_BYTES = 256 * 1024  # up to here a body stays in memory
 CHUNK_BYTES = 1024 * 1024  # of a larger one, for each hop to the disk
 MAX_PIECES = 1024  # of a body, waiting to be written
 MAX_BYTES = 100_000_000

@@ -10,6 +10,7 @@ Rule 4: small images take one hop to the committer; large ones stream through th
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -83,16 +84,12 @@ class ImageFetcher:
 
     async def __aenter__(self) -> "ImageFetcher":
         self._downloader = Downloader(self._rules, proxy=self._proxy, ca_file=self._ca_file, connector=self._connector)
-        try:
+        async with AsyncExitStack() as unless_ready:
+            unless_ready.push_async_callback(self._downloader.close)
             self._folders = Folders(self._out)
-            try:
-                await self._await_former()
-            except BaseException:
-                self._folders.close()
-                raise
-        except BaseException:
-            await self._downloader.close()
-            raise
+            unless_ready.callback(self._folders.close)
+            await self._await_former()
+            unless_ready.pop_all()
         self._outside = Outside(self._folders, Committer(self._folders, self._disk), self._many)
         self._commits: GroupCommit[Received, Outcome] = GroupCommit(
             self._commit_thread, self._outside.commit, max_group=MAX_GROUP, gather_s=GATHER_S

@@ -48,7 +48,7 @@ def lock_images(folders: Folders) -> bool:
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks, where the batch's own could not be taken either
-        return True
+        pass
     return True
 
 
@@ -74,9 +74,10 @@ class Outside:
         if self._many is not None and len(group) >= self._many:
             self._many = None  # once a run: a process that ended is not missed
             self._start()
-        if not self._answers() or any(isinstance(received.body, Sealed) for received in group):
-            return self._here.commit(group)
-        return self._ask(group)
+        outcomes = None
+        if self._answers() and not any(isinstance(received.body, Sealed) for received in group):
+            outcomes = self._ask(group)
+        return self._here.commit(group) if outcomes is None else outcomes
 
     def close(self) -> None:
         """Let the process end, and wait for it."""
@@ -128,18 +129,18 @@ class Outside:
             self._give_up()
         return self._ready
 
-    def _ask(self, group: Sequence[Received]) -> Outcomes:
-        if self._socket is not None:
-            try:
-                bodies = [one.body for one in group if isinstance(one.body, bytes)]
-                # They go as they are: joined or pickled they would be copied twice more.
-                _send(self._socket, [one._replace(body=b"") for one in group], bodies)
-                outcomes: Outcomes = _receive(self._socket)[0]
-            except Exception:  # noqa: BLE001  # whatever is wrong with it, the images are not
-                self._give_up()
-            else:
-                return outcomes
-        return self._here.commit(group)
+    def _ask(self, group: Sequence[Received]) -> Outcomes | None:
+        """Return what the process made of a group of small images; None: that is not known, and the process is gone."""
+        assert self._socket is not None
+        try:
+            bodies = [one.body for one in group if isinstance(one.body, bytes)]
+            # They go as they are: joined or pickled they would be copied twice more.
+            _send(self._socket, [one._replace(body=b"") for one in group], bodies)
+            outcomes: Outcomes = _receive(self._socket)[0]
+        except Exception:  # noqa: BLE001  # whatever is wrong with it, the images are not
+            self._give_up()
+            return None
+        return outcomes
 
     def _give_up(self) -> None:
         """Go on without it, once it is certain that it does no more."""

@@ -95,9 +95,9 @@ class Governor:
         After a cool-down evenly. The first wave's last sockets take half of its time: what starts sooner ends sooner.
         """
         steps = max(1, self._width.limit - self._opens_from)
-        share = min(1.0, (in_flight + 1 - self._opens_from) / steps)
+        share = min(1.0, max(0.0, (in_flight + 1 - self._opens_from) / steps))
         if self._opens_from == AT_ONCE:
-            share = 1.0 - math.sqrt(1.0 - max(0.0, share))
+            share = 1.0 - math.sqrt(1.0 - share)
         return self._opens_s + share * self._opens_for_s
 
     def started(self, now_s: float) -> None:

@@ -7,9 +7,10 @@ import fcntl
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
-import time
+import termios
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from banana_batch.images.committer import Committer, Received
 from banana_batch.images.folders import Folders
 from banana_batch.images.outside import Outside, lock_images
 from banana_batch.models import StoredImage
+from tests.acceptance.command import until
 from tests.unit.images import test_committer as contract
 
 from .images_peer import fetching
@@ -71,11 +73,11 @@ def commit(made: Outside) -> Callable[..., Sequence[object]]:
     return lambda *group: made.commit(group)
 
 
-def until(holds: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + BOUND_S
-    while not holds():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
+def unread(sent: socket.socket | None) -> int:
+    """Return the bytes that the other end of a socket has not taken yet."""
+    assert sent is not None
+    (waiting,) = struct.unpack("i", fcntl.ioctl(sent, termios.TIOCOUTQ, bytes(4)))
+    return int(waiting)
 
 
 # What is promised of a committer is promised of this one.
@@ -114,7 +116,7 @@ def test_a_process_that_dies_is_not_missed(made: Outside, here: Here, tmp_path: 
         process.send_signal(signal.SIGSTOP)
         with ThreadPoolExecutor(1) as thread:
             under_way = thread.submit(made.commit, [received(PNG, paid(1)), received(PNG, paid(2))])
-            time.sleep(0.1)
+            until(lambda: unread(made._socket))
             process.kill()
             outcomes = under_way.result(BOUND_S)
     else:
@@ -252,8 +254,19 @@ async def test_a_run_waits_for_the_process_of_the_one_before(tmp_path: Path, mon
         async with fetching(tmp_path, "https://gateway.example"):
             begun.set()
 
+    looks = 0
+    looked_twice = asyncio.Event()
+
+    def look(folders: Folders) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            looked_twice.set()
+        return lock_images(folders)
+
+    monkeypatch.setattr(fetcher, "lock_images", look)
     later = asyncio.create_task(run())
-    await asyncio.sleep(3 * fetcher.FORMER_LOOK_S)
+    await asyncio.wait_for(looked_twice.wait(), BOUND_S)
     assert not begun.is_set()
     os.close(former)
     await asyncio.wait_for(later, BOUND_S)

@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
-from banana_batch.engine.downloads import SMALL_BYTES, Downloads
-from banana_batch.models import PaidImage, StoredImage
+from banana_batch.engine.downloads import Downloads
+from banana_batch.models import SMALL_BYTES, PaidImage, StoredImage
 from banana_batch.pacing.clock import SystemClock
 from banana_batch.ports import Events, Images, Pacer, Store
 
