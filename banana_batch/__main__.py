@@ -23,7 +23,7 @@ def main() -> None:
         from .errors import Exit
 
         code = Exit.INTERRUPTED
-    sys.exit(code)
+    _leave(code)
 
 
 def _run(arguments: list[str]) -> int:
@@ -33,6 +33,16 @@ def _run(arguments: list[str]) -> int:
         return app.main(arguments)
     except Exception as failed:  # noqa: BLE001  # the last line of defence: a message and a code, no traceback
         return app.bug(failed)
+
+
+def _leave(code: int) -> None:
+    """End with a code. Everything is closed: taking hundreds of modules apart one by one would help nobody."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):  # none, or nobody reads it: left to the interpreter's own end
+        sys.exit(code)
+    os._exit(code)
 
 
 def _hold_standard_descriptors() -> None:
