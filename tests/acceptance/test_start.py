@@ -40,11 +40,15 @@ print(soft == hard or soft == run.DESCRIPTORS, resource.getrlimit(resource.RLIMI
 """
 
 _COLLECTED = """
-import atexit, gc, sys
-from banana_batch.__main__ import main
-atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000, file=sys.stderr))
+import gc, sys
+from banana_batch import __main__ as command
+leave = command._leave
+def told(code):
+    print(gc.isenabled(), gc.get_freeze_count() > 10_000, file=sys.stderr)
+    leave(code)
+command._leave = told
 sys.argv[1:] = ["status", "--help"]
-main()
+command.main()
 """
 
 
