@@ -12,8 +12,8 @@ from .accounting import Span
 from .endpoint.client import EndpointClient
 from .endpoint.key import Secret, load_key
 from .engine.pool import Ending, Pool, PoolConfig
+from .engine.sending import Rules
 from .engine.stops import Stop, exit_code
-from .engine.worker import Rules
 from .errors import REASONS, BananaError, DiskError, Exit, KeyRefused
 from .estimating import Estimate, Estimates
 from .images.fetcher import COMMIT_THREADS, DISK_THREADS, ImageFetcher

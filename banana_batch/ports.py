@@ -4,7 +4,7 @@ Rule 1: the engine knows these and no implementation; so it runs without network
 Rule 2: outcomes are values. Only what must end the run is raised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from .models import (
@@ -86,8 +86,11 @@ class Store(Protocol):
         Only after this may a byte leave.
         """
 
-    async def settle(self, attempt: int, job: QueuedJob, settled: Settled) -> PaidImage | None:
-        """Close an attempt and move its job, in one commit; return the image to fetch if it is paid."""
+    def settle(self, attempt: int, job: QueuedJob, settled: Settled) -> Awaitable[PaidImage | None]:
+        """Close an attempt and move its job, in one commit; results in the image to fetch if it is paid.
+
+        Under way once this returns, whether or not it is awaited, and durable no later than what is begun after it.
+        """
 
     async def next_paid(self, limit: int) -> Sequence[PaidImage]:
         """Take up to `limit` paid images that earlier runs left unfetched; each is handed out once a run."""
@@ -108,6 +111,9 @@ class Pacer(Protocol):
 
     async def admit(self, kind: Kind) -> bool:
         """Wait for a turn. False: no further call may start in this run (deadline, drain, gave up)."""
+
+    def admit_now(self) -> bool:
+        """Take a turn if one is free and nothing but the width decides; False says nothing of `admit`."""
 
     def ended(self, kind: Kind, signal: Signal, latency_s: float | None, retry_after_s: float | None) -> None:
         """Give the turn back, with what the call taught. Called exactly once for each admitted call."""

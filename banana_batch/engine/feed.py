@@ -58,9 +58,8 @@ class Feed:
     async def take(self) -> QueuedJob | None:
         """Return the next job; None when nothing is left, or `stop` was called."""
         while not self._stopped:
-            job = self._next()
+            job = self.take_now()
             if job is not None:
-                self._out += 1
                 return job
             if not self._dry:
                 await self._refill()
@@ -72,6 +71,20 @@ class Feed:
                 break
         self._waiters.wake_all()
         return None
+
+    def take_now(self) -> QueuedJob | None:
+        """Return the next job; None where none is at hand."""
+        job = None if self._stopped else self._next()
+        if job is not None:
+            self._out += 1
+        return job
+
+    def put_back(self, job: QueuedJob) -> None:
+        """Take back a job that was just handed out: it is the next one again. The caller takes one later."""
+        self._page.appendleft(job)
+        if not job.attempts and self._first_left is not None:
+            self._first_left += 1
+        self._out -= 1
 
     def closed(self) -> None:
         """A job is out of the run: bought, refused for good, in doubt."""

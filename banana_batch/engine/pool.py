@@ -15,14 +15,15 @@ from collections.abc import Awaitable, Callable
 from msgspec import Struct, field
 
 from banana_batch.errors import BananaError, Exit, bug_text
-from banana_batch.models import QueuedJob
+from banana_batch.models import PaidImage, QueuedJob
 from banana_batch.ports import Clock, Disk, Endpoint, Events, Images, Pacer, Store
 
 from .downloads import Downloads
 from .feed import Feed
+from .sending import Rules, Sending, reserve
 from .stops import Stop, Streak
 from .waiting import Waiters
-from .worker import Rules, Sending, reserve, send
+from .worker import send
 
 
 class PoolConfig(Struct, frozen=True):
@@ -85,12 +86,12 @@ class Pool:
         self._clock = clock
         self._events = events
         self._pacer = pacer
+        self._disk = disk
         feed = Feed(store, clock, limit=config.limit, resend=config.resend)
         self._shared = Sending(
             store=store,
             endpoint=endpoint,
             pacer=pacer,
-            disk=disk,
             clock=clock,
             events=events,
             feed=feed,
@@ -101,6 +102,8 @@ class Pool:
             on_wire={},
             stops=[],
             confirm=confirm,
+            has_room=self._room_on_disk,
+            keep=self._keep,
         )
         self._downloads = Downloads(
             store,
@@ -194,13 +197,14 @@ class Pool:
         if held is None:
             self._pacer.withdraw()
             return
-        image = await send(shared, job, held)
-        if image is not None:
-            self._downloads.put(image)
+        await send(shared, job, held)
+
+    def _keep(self, image: PaidImage) -> None:
+        self._downloads.put(image)
 
     def _room_on_disk(self) -> bool:
         shared = self._shared
-        if shared.disk.has_room(len(shared.on_wire) + self._downloads.waiting + 1):
+        if self._disk.has_room(len(shared.on_wire) + self._downloads.waiting + 1):
             return True
         shared.stop(Stop(Exit.DISK, "the disk is nearly full: no further image is bought", "free some space, then run"))
         return False

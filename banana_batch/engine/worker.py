@@ -6,21 +6,18 @@ Rule 2: a worker returns outcomes as values. It raises only when it is cancelled
 Rule 3: whatever ends a call, its attempt is settled by the evidence; what has none is in doubt.
 """
 
-import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from banana_batch.errors import BananaError, Exit
 from banana_batch.lifecycle import Event, Settlement
-from banana_batch.models import Caps, Outcome, PaidImage, QueuedJob, Reply, Reserve, SendTrace, Settled, Signal
-from banana_batch.ports import Clock, Disk, Endpoint, Events, Pacer, Store
+from banana_batch.models import Outcome, PaidImage, QueuedJob, Reply, Reserve, SendTrace, Settled, Signal
 
-from .budget import is_implausible, reserve_for, room
-from .feed import Feed
-from .stops import Refusals, Stop, Streak
-from .waiting import Waiters
+from .budget import is_implausible, room
+from .sending import Sending, budget_reached, reserve_now
+from .stops import Stop
 
 _SETTLEMENT = {
     Outcome.NOT_SENT: Settlement.NOT_SENT,
@@ -31,144 +28,79 @@ _SETTLEMENT = {
 }
 
 
-class Rules(Struct, frozen=True):
-    """What the user set for this run.
+class _Ended(Struct):
+    """A call that came to an end, and its settlement on the way to the disk.
 
     Attributes:
-        retries: Further attempts of a job after refusals that may pass.
-        ask_above_micro: Ask once before the batch's credits go above this; None: don't.
+        expected: What it was expected to cost at most, in millionths.
+        settling: Ends when the settlement is durable.
+        paced: The pacer has its turn back.
     """
 
-    caps: Caps
-    retries: int
-    ask_above_micro: int | None = None
+    job: QueuedJob
+    attempt: int
+    reply: Reply
+    settled: Settled
+    expected: int
+    settling: Awaitable[PaidImage | None]
+    paced: bool = False
 
 
-class Sending(Struct):
-    """What all workers of a run share.
-
-    Attributes:
-        undurable: Reserves that are decided and not yet committed, in millionths.
-        on_wire: Reserves of the calls under way, by attempt, in millionths.
-        stops: Why no further call is sent; empty while it goes on.
-    """
-
-    store: Store
-    endpoint: Endpoint
-    pacer: Pacer
-    disk: Disk
-    clock: Clock
-    events: Events
-    feed: Feed
-    rules: Rules
-    rng: random.Random
-    waiters: Waiters
-    streak: Streak
-    on_wire: dict[int, int]
-    stops: list[Stop]
-    confirm: Callable[[], Awaitable[bool]]
-    undurable: int = 0
-    asked: bool = False
-    asking: bool = False
-    refusals: Refusals = field(default_factory=Refusals)
-
-    def stop(self, stop: Stop) -> None:
-        """Send nothing more. What is under way goes on."""
-        if all(known.exit is not stop.exit for known in self.stops):
-            self.stops.append(stop)
-            self.events.emit("stop", exit=int(stop.exit), message=stop.message, hint=stop.hint)
-        self.feed.stop()
-        self.pacer.drain()
-        self.waiters.wake_all()
+async def send(shared: Sending, job: QueuedJob, held: Reserve) -> None:
+    """Buy one image with credits that are set aside, then others for as long as nothing has to be waited for."""
+    attempt = await _begin(shared, job, held)
+    while True:
+        if shared.stops:
+            # Stopped while its row was written: not a byte has left, and none may.
+            await _withdraw(shared, job, attempt)
+            return
+        ended = await _call(shared, job, attempt, held)
+        following = _following(shared, ended)
+        if following is None:
+            await _conclude(shared, ended)
+            return
+        job, held = following
+        attempt = await _go_on(shared, ended, job, held)
 
 
-async def reserve(shared: Sending, job: QueuedJob) -> Reserve | None:
-    """Set credits aside for one call, waiting for calls under way where they hold the room; None: stop."""
-    while not shared.stops:
-        store, caps = shared.store, _caps(shared)
-        price = store.price_micro(job.kind)
-        found = reserve_for(price, caps, store.totals, store.run_totals, shared.undurable)
-        if found is not None:
-            shared.undurable += found.micro
-            return found
-        if caps is not shared.rules.caps and (price is not None or not _under_way(shared)):
-            await _ask(shared)
-        elif not _under_way(shared):
-            shared.stop(_budget_reached(room(caps, store.totals, store.run_totals) or 0))
-        else:
-            # Calls under way hold more than they will cost: what they leave is known when they end.
-            await shared.waiters.wait()
-    return None
-
-
-def _under_way(shared: Sending) -> bool:
-    return bool(shared.on_wire or shared.undurable)
-
-
-def _caps(shared: Sending) -> Caps:
-    """Return the caps; until the user was asked, the sum to ask at is one."""
-    rules = shared.rules
-    if rules.ask_above_micro is None or shared.asked:
-        return rules.caps
-    return replace(rules.caps, budget=rules.ask_above_micro)
-
-
-async def _ask(shared: Sending) -> None:
-    if shared.asking:
-        await shared.waiters.wait()
-        return
-    shared.asking = True
+async def _begin(shared: Sending, job: QueuedJob, held: Reserve) -> int:
     try:
-        agreed = await shared.confirm()
-    finally:
-        shared.asking = False
-    shared.asked = True
-    if not agreed:
-        shared.stop(Stop(Exit.STOPPED, "stopped before spending more, as you said", "run again to go on"))
-    shared.waiters.wake_all()
-
-
-def _budget_reached(left: int) -> Stop:
-    return (
-        Stop(Exit.BUDGET, "the budget is reached", "raise --budget to go on")
-        if left >= 0
-        else Stop(
-            Exit.BUDGET,
-            "the budget is overspent: an answer cost more than was reserved for it",
-            "raise --budget to go on",
-        )
-    )
-
-
-async def send(shared: Sending, job: QueuedJob, held: Reserve) -> PaidImage | None:
-    """Buy one image with credits that are set aside; return it if it has to be fetched."""
-    try:
-        attempt = await shared.store.begin(job, held)
+        return await shared.store.begin(job, held)
     finally:
         shared.undurable -= held.micro
-    if shared.stops:
-        # Stopped while its row was written: not a byte has left, and none may.
-        shared.feed.closed()
-        shared.pacer.withdraw()
-        await shared.store.settle(attempt, job, _cut_off(SendTrace()))
-        return None
+
+
+async def _withdraw(shared: Sending, job: QueuedJob, attempt: int) -> None:
+    shared.feed.closed()
+    shared.pacer.withdraw()
+    await shared.store.settle(attempt, job, _cut_off(SendTrace()))
+
+
+async def _call(shared: Sending, job: QueuedJob, attempt: int, held: Reserve) -> _Ended:
+    """Make one call; its settlement is put, and not yet durable."""
     shared.on_wire[attempt] = held.micro
     shared.events.emit("sent", index=job.index, id=job.id, attempt=attempt, kind=str(job.kind), resend=job.resend)
-    trace = SendTrace()
-    signal, latency_s, retry_after_s = Signal.NEUTRAL, None, None
+    trace, reply = SendTrace(), None
     try:
+        reply = await shared.endpoint.generate(job, trace)
+        price = shared.store.price_micro(job.kind)
+        settled = _settled(shared, job, reply)
+        settling = shared.store.settle(attempt, job, settled)
+        return _Ended(job, attempt, reply, settled, held.micro if price is None else price, settling)
+    except BaseException:
         try:
-            reply = await shared.endpoint.generate(job, trace)
-        except BaseException:
-            await shared.store.settle(attempt, job, _cut_off(trace))
-            shared.feed.closed()
-            raise
-        signal, latency_s, retry_after_s = reply.verdict.signal, reply.latency_s, reply.retry_after_s
-        return await _settle(shared, job, attempt, reply)
-    finally:
-        del shared.on_wire[attempt]
-        shared.pacer.ended(job.kind, signal, latency_s, retry_after_s)
-        shared.waiters.wake_all()
+            if reply is None:
+                shared.feed.closed()
+                await shared.store.settle(attempt, job, _cut_off(trace))
+        finally:
+            _off_the_wire(shared, attempt)
+            shared.pacer.ended(job.kind, Signal.NEUTRAL, None, None)
+        raise
+
+
+def _off_the_wire(shared: Sending, attempt: int) -> None:
+    del shared.on_wire[attempt]
+    shared.waiters.wake_all()
 
 
 def _cut_off(trace: SendTrace) -> Settled:
@@ -177,34 +109,91 @@ def _cut_off(trace: SendTrace) -> Settled:
     return Settled(Event.UNANSWERED, Settlement.DOUBT, "stopped", "stopped while it was on the wire")
 
 
-async def _settle(shared: Sending, job: QueuedJob, attempt: int, reply: Reply) -> PaidImage | None:
-    settled = _settled(shared, job, reply)
-    known = shared.store.price_micro(job.kind)
-    expected = shared.on_wire[attempt] if known is None else known
+def _following(shared: Sending, ended: _Ended) -> tuple[QueuedJob, Reserve] | None:
+    """Take a job, a turn and credits for the next call, all at once or not at all.
+
+    Only after an image at a known price: nothing that its settlement teaches could forbid this call.
+    """
+    credits_micro = ended.reply.answer.credits_micro if ended.reply.answer else None
+    if ended.settled.settlement is not Settlement.PAID or shared.stops:
+        return None
+    if credits_micro is None or credits_micro > ended.expected or shared.store.price_micro(ended.job.kind) is None:
+        return None
+    _give_turn_back(shared, ended)
+    if not shared.pacer.admit_now():
+        return None
+    job = shared.feed.take_now()
+    if job is None:
+        shared.pacer.withdraw()
+        return None
+    held = reserve_now(shared, job) if shared.has_room() else None
+    if held is None:
+        shared.feed.put_back(job)
+        shared.pacer.withdraw()
+        return None
+    return job, held
+
+
+def _give_turn_back(shared: Sending, ended: _Ended) -> None:
+    reply = ended.reply
+    if not ended.paced:
+        ended.paced = True
+        shared.pacer.ended(ended.job.kind, reply.verdict.signal, reply.latency_s, reply.retry_after_s)
+
+
+async def _go_on(shared: Sending, ended: _Ended, job: QueuedJob, held: Reserve) -> int:
+    """Begin the next call in the commit that settles the one before; return its attempt."""
+    begun = None
     try:
-        image = await shared.store.settle(attempt, job, settled)
+        begun = await _begin(shared, job, held)
+        return begun
+    finally:
+        # Put before the begin, it is durable before it; however the begin ended, this call has to be concluded.
+        try:
+            await _conclude(shared, ended)
+        except BaseException:
+            if begun is not None:
+                await _withdraw(shared, job, begun)
+            raise
+
+
+async def _conclude(shared: Sending, ended: _Ended) -> None:
+    """Wait until a call is settled, then act on how it ended."""
+    try:
+        await _act_on(shared, ended)
+    finally:
+        _off_the_wire(shared, ended.attempt)
+        _give_turn_back(shared, ended)
+
+
+async def _act_on(shared: Sending, ended: _Ended) -> None:
+    job, reply, settled = ended.job, ended.reply, ended.settled
+    try:
+        image = await ended.settling
     except BananaError:
         # The last resort for a paid answer that no disk takes: the log and the screen.
         url = reply.answer.image_url if reply.answer else None
         shared.events.emit("unrecorded", index=job.index, id=job.id, verdict=reply.verdict.name, image_url=url)
         raise
-    _tell(shared, job, attempt, reply, settled)
+    _tell(shared, ended)
     if settled.settlement is Settlement.PAID:
-        _hold_the_budget(shared, job, settled, expected)
+        _hold_the_budget(shared, ended)
     if settled.event in (Event.NOT_SENT, Event.REFUSED_FOR_NOW):
         tried = replace(job, tries=job.tries + settled.counts, attempts=job.attempts + 1, resend=False)
         shared.feed.again(tried, _delay_s(shared, job, reply))
     else:
         shared.feed.closed()
+    if image is not None:
+        shared.keep(image)
     rule = shared.streak.see(reply.verdict)
     if rule is not None:
         shared.stop(Stop(rule.exit, f"the endpoint answered: {reply.message or reply.verdict.name}", rule.hint))
-    return image
 
 
-def _hold_the_budget(shared: Sending, job: QueuedJob, settled: Settled, expected: int) -> None:
+def _hold_the_budget(shared: Sending, ended: _Ended) -> None:
     """Say that an answer was dearer than its reserve; where that went beyond a cap, send no more."""
-    credits_micro = settled.answer.credits_micro if settled.answer else None
+    job, expected = ended.job, ended.expected
+    credits_micro = ended.settled.answer.credits_micro if ended.settled.answer else None
     if credits_micro is None or credits_micro <= expected:
         return
     shared.events.emit(
@@ -212,7 +201,7 @@ def _hold_the_budget(shared: Sending, job: QueuedJob, settled: Settled, expected
     )
     left = room(shared.rules.caps, shared.store.totals, shared.store.run_totals, shared.undurable)
     if left is not None and left < 0:
-        shared.stop(_budget_reached(left))
+        shared.stop(budget_reached(left))
 
 
 def _settled(shared: Sending, job: QueuedJob, reply: Reply) -> Settled:
@@ -246,13 +235,14 @@ def _settled(shared: Sending, job: QueuedJob, reply: Reply) -> Settled:
     )  # fmt: skip
 
 
-def _tell(shared: Sending, job: QueuedJob, attempt: int, reply: Reply, settled: Settled) -> None:
+def _tell(shared: Sending, ended: _Ended) -> None:
+    job, reply, settled = ended.job, ended.reply, ended.settled
     answer = reply.answer
     shared.events.emit(
         "answered",
         index=job.index,
         id=job.id,
-        attempt=attempt,
+        attempt=ended.attempt,
         kind=str(job.kind),
         verdict=reply.verdict.name,
         # As applied: a refusal that may pass is one for good once the retries are used up.

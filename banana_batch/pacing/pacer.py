@@ -122,8 +122,7 @@ class Pacer:
 
     async def admit(self, kind: Kind) -> bool:
         """Wait for a turn. False: no further call may start in this run."""
-        if self._calm and self.in_flight < self._governor.limit:
-            self.in_flight += 1
+        if self.admit_now():
             return True
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._line.append((turn, kind))
@@ -137,6 +136,13 @@ class Pacer:
             if turn.done() and not turn.cancelled() and turn.result():
                 self.withdraw()
             raise
+
+    def admit_now(self) -> bool:
+        """Take a turn if one is free and nothing but the width decides; False says nothing of `admit`."""
+        if self._calm and self.in_flight < self._governor.limit:
+            self.in_flight += 1
+            return True
+        return False
 
     def ended(self, kind: Kind, signal: Signal, latency_s: float | None, retry_after_s: float | None) -> None:
         """Give the turn back, with what the call taught. Called exactly once for each admitted call."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from banana_batch.lifecycle import SETTLEMENTS, Event, JobState, Settlement, after
 from banana_batch.models import FetchFailed, Kind, QueuedJob, Reserve, Settled, StoredImage
 
+from .handout import bought
 from .known import Known
 from .rows import ForRows
 
@@ -30,7 +31,7 @@ class Begin(NamedTuple):
 
 
 class Settle(NamedTuple):
-    """An attempt is closed, and its job moved."""
+    """An attempt is closed, and its job moved; results in the image to fetch, if there is one."""
 
     attempt: int
     job: QueuedJob
@@ -112,11 +113,14 @@ def make(db: sqlite3.Connection, changes: Sequence[Change], known: Known, now_us
         for (place, _), number in zip(begins, numbers, strict=True):
             results[place] = number
     if settles:
-        moves += _settle(db, settles)
+        moves += _settle(db, [change for _, change in settles])
+        for place, (_, job, settled) in settles:
+            if settled.answer is not None:
+                results[place] = bought(job, settled.answer.image_url)
     if finishes:
         moves += _finish(db, finishes, now_us)
     move(db, moves)
-    known.see_prices(db, _prices(settles))
+    known.see_prices(db, _prices(change for _, change in settles))
     for place, operation in others:
         results[place] = operation(db)
     return results
@@ -124,16 +128,16 @@ def make(db: sqlite3.Connection, changes: Sequence[Change], known: Known, now_us
 
 def _sorted(
     changes: Sequence[Change],
-) -> tuple[list[tuple[int, Begin]], list[Settle], list[Finish], list[tuple[int, Operation]]]:
+) -> tuple[list[tuple[int, Begin]], list[tuple[int, Settle]], list[Finish], list[tuple[int, Operation]]]:
     begins: list[tuple[int, Begin]] = []
-    settles: list[Settle] = []
+    settles: list[tuple[int, Settle]] = []
     finishes: list[Finish] = []
     others: list[tuple[int, Operation]] = []
     for place, change in enumerate(changes):
         if isinstance(change, Begin):
             begins.append((place, change))
         elif isinstance(change, Settle):
-            settles.append(change)
+            settles.append((place, change))
         elif isinstance(change, Finish):
             finishes.append(change)
         else:

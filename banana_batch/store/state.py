@@ -125,10 +125,9 @@ class StateStore:
         if isinstance(change, Begin):
             self._group.put(Settle(result, change.job, _UNSENT))
 
-    async def settle(self, attempt: int, job: QueuedJob, settled: Settled) -> PaidImage | None:
+    def settle(self, attempt: int, job: QueuedJob, settled: Settled) -> "asyncio.Future[PaidImage | None]":
         """See ports.Store."""
-        await self._group.put(Settle(attempt, job, settled))
-        return None if settled.answer is None else handout.bought(job, settled.answer.image_url)
+        return self._group.put(Settle(attempt, job, settled))
 
     async def finish(self, index: int, image: StoredImage) -> None:
         """See ports.Store."""

@@ -207,7 +207,11 @@ class Batch(RuleBasedStateMachine):
 
     def _settle(self, pick: int, settled: Settled) -> QueuedJob:
         attempt, job = self.flying.pop(pick % len(self.flying))
-        self._do(self.store.settle(attempt, job, settled))
+
+        async def settle() -> None:  # put where the loop runs
+            await self.store.settle(attempt, job, settled)
+
+        self._do(settle())
         return job
 
     @precondition(lambda self: self.flying)
