@@ -10,20 +10,20 @@ from msgspec import Struct
 from . import accounting, money
 from .accounting import Span
 from .endpoint.client import EndpointClient
-from .endpoint.key import Secret, load_key
+from .endpoint.key import load_key
 from .engine.pool import Ending, Pool, PoolConfig
 from .engine.sending import Rules
 from .engine.stops import Stop, exit_code
 from .errors import REASONS, BananaError, DiskError, Exit, KeyRefused
 from .estimating import Estimate, Estimates
-from .images.fetcher import COMMIT_THREADS, DISK_THREADS, ImageFetcher
+from .images.fetcher import COMMIT_THREADS, DISK_THREADS
 from .lifecycle import JobState
 from .mending import recover, share_images
 from .pacing.deadlines import deadline
 from .pacing.pacer import Pacer
 from .pacing.pacer import Stop as PacerStop
 from .planning import ALLOWED_HOSTS, BASE_URL, SANDBOX_PORT, Prepared
-from .ports import Events
+from .ports import Events, Images
 from .report.account import Account
 from .report.fanout import Fanout
 from .report.log import RunLog
@@ -31,6 +31,7 @@ from .report.markdown import write_summary
 from .report.results import FILE_NAME as RESULTS_NAME
 from .report.results import result_dict, write_results
 from .report.tally import Tally
+from .secret import Secret
 from .settings import TIMEOUT_4K_S, TIMEOUT_S
 from .store import queries, runs
 from .store.room import Room
@@ -44,6 +45,7 @@ SANDBOX_KEY = "sandbox"
 ASK_ABOVE_MICRO = 1000 * money.MICRO
 MAX_FETCHERS = 64
 MIN_FETCHERS = 4
+WIDE = 256  # calls in flight of which the images come in bursts
 __all__ = ["LOG_NAME", "Machinery", "Run", "View", "Work"]
 
 _OF_IMAGES = frozenset({JobState.PAID, JobState.LOST})
@@ -229,7 +231,7 @@ class Run:
             )
         )
 
-    async def _images(self, base_url: str, stack: contextlib.AsyncExitStack) -> ImageFetcher:
+    async def _images(self, base_url: str, stack: contextlib.AsyncExitStack) -> Images:
         return await stack.enter_async_context(
             self._machinery.images(
                 self._work.out,
@@ -239,7 +241,8 @@ class Run:
                 allow_hosts=self._settings.allow_host,
                 proxy=self._proxy,
                 ca_file=self._settings.ca_file,
-                redact=self._secret.redact,
+                secret=self._secret,
+                soon=self._work.sends and self._settings.concurrency >= WIDE,
             )
         )
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from datetime import time
 from decimal import Decimal
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from . import money
+from .addresses import is_loopback
 from .job import AspectRatio, ImageSize, ThinkingLevel
 from .models import Caps
 
@@ -252,16 +252,6 @@ class Settings(BaseModel):
     def grace_s(self) -> float:
         """How long a drain waits, seconds."""
         return self.grace if self.grace is not None else (self.timeout or TIMEOUT_4K_S) + GRACE_SLACK_S
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host name or literal means this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def option_name(name: str) -> str:

@@ -11,6 +11,7 @@ from msgspec import Struct, field
 
 from .endpoint.client import EndpointClient
 from .images.fetcher import ImageFetcher
+from .images.outside import Outside
 from .pacing.clock import SystemClock
 from .planning import Prepared
 from .ports import Clock
@@ -56,7 +57,7 @@ class Machinery(Struct):
     rng: random.Random = field(default_factory=random.Random)
     executor: Callable[[int, str], Executor] = ThreadPoolExecutor
     endpoint: Callable[..., EndpointClient] = EndpointClient
-    images: Callable[..., ImageFetcher] = ImageFetcher
+    images: Callable[..., ImageFetcher | Outside] = Outside
     sandbox: Callable[..., "Sandbox"] = _sandbox
 
 

@@ -9,6 +9,7 @@ import typer
 import typer.main
 
 from banana_batch import __version__
+from banana_batch.collector import keep_what_is_loaded
 from banana_batch.errors import BananaError, Exit, UsageError, bug_text
 
 from . import outcome
@@ -57,20 +58,12 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
-def _keep_what_is_loaded() -> None:
-    """Let the collector, which __main__ holds still meanwhile, never look at modules again: a tenth of a run's time."""
-    if not gc.isenabled():
-        gc.freeze()
-        # Thousands of calls in flight are many objects and hardly a cycle: by default an eighth of the time goes into
-        # looking for some.
-        gc.set_threshold(20_000, 50, 100)
-        gc.enable()
-
-
 def main(arguments: list[str]) -> int:
     """Run one command; return its exit code. Nothing is raised but what must be: no traceback for the user's errors."""
     command = typer.main.get_command(_app(arguments))
-    _keep_what_is_loaded()
+    if not gc.isenabled():
+        # __main__ holds it still while everything is loaded.
+        keep_what_is_loaded()
     try:
         result: Any = command.main(args=arguments, prog_name="banana-batch", standalone_mode=False)
     except BananaError as failed:

@@ -22,11 +22,11 @@ from banana_batch.errors import SettingsError
 from banana_batch.exchange import Exchange, Route, exchange
 from banana_batch.models import Answer, Outcome, QueuedJob, Reply, SendTrace, Verdict
 from banana_batch.ports import Clock
+from banana_batch.secret import Secret
 from banana_batch.text import printable
 
 from . import classify, wire
 from .failures import classify_failure, describe
-from .key import Secret
 from .references import References
 from .transport import connect_limits, paid_connector
 

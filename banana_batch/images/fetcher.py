@@ -8,7 +8,7 @@ Rule 4: small images take one hop to the committer; large ones stream through th
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,13 +20,13 @@ from msgspec.structs import replace
 from banana_batch.errors import BatchLocked
 from banana_batch.grouping import GroupCommit
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
+from banana_batch.secret import NO_SECRET, Secret
 
 from . import classify, failures
 from .committer import Committer, Outcome, Received
 from .download import ConnectorFactory, Downloader, tcp_connector
-from .folders import Folders
+from .folders import Folders, lock_images
 from .guard import UrlRules
-from .outside import MANY, Outside, lock_images
 from .parts import PartFailed
 
 COMMIT_THREADS = 1  # the committer runs one group at a time
@@ -48,8 +48,8 @@ class ImageFetcher:
         committer: Executor of COMMIT_THREADS thread.
         disk: Executor of about DISK_THREADS threads; never the same as `committer`, unless it runs inline.
         connector: Makes the connectors; a simulation hands in its own.
-        redact: Removes secrets from a text.
-        many: Images in a group from which on a process of its own writes them; None: never.
+        secret: Is kept out of whatever hosts say.
+        held: Descriptors of `out` and of its `images/`, from whoever opened and locked them.
 
     Raises (on entering):
         OutputError: the output folder can't be used safely.
@@ -69,30 +69,29 @@ class ImageFetcher:
         proxy: str | None = None,
         ca_file: Path | None = None,
         connector: ConnectorFactory = tcp_connector,
-        redact: Callable[[str], str] = str,
-        many: int | None = MANY,
+        secret: Secret = NO_SECRET,
+        held: tuple[int, int] | None = None,
     ) -> None:
         self._out = out
-        self._rules = UrlRules(gateway, allow_hosts, proxied=proxy is not None, redact=redact)
+        self._rules = UrlRules(gateway, allow_hosts, proxied=proxy is not None, redact=secret.redact)
         self._proxy = proxy
         self._ca_file = ca_file
         self._connector = connector
-        self._redact = redact
+        self._redact = secret.redact
         self._commit_thread = committer
         self._disk = disk
-        self._many = many
+        self._held = held
 
     async def __aenter__(self) -> "ImageFetcher":
         self._downloader = Downloader(self._rules, proxy=self._proxy, ca_file=self._ca_file, connector=self._connector)
         async with AsyncExitStack() as unless_ready:
             unless_ready.push_async_callback(self._downloader.close)
-            self._folders = Folders(self._out)
+            self._folders = Folders(self._out, self._held)
             unless_ready.callback(self._folders.close)
             await self._await_former()
             unless_ready.pop_all()
-        self._outside = Outside(self._folders, Committer(self._folders, self._disk), self._many)
         self._commits: GroupCommit[Received, Outcome] = GroupCommit(
-            self._commit_thread, self._outside.commit, max_group=MAX_GROUP, gather_s=GATHER_S
+            self._commit_thread, Committer(self._folders, self._disk).commit, max_group=MAX_GROUP, gather_s=GATHER_S
         )
         return self
 
@@ -105,17 +104,17 @@ class ImageFetcher:
                 raise BatchLocked(f"{self._out}: a process of an earlier run still writes images", "run again later")
             await asyncio.sleep(FORMER_LOOK_S)
 
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Of `out` and of its `images/`, which is locked."""
+        return self._folders.out, self._folders.images
+
     async def __aexit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._downloader.close()
         # A group that was put and whose callers were cancelled still uses the descriptors: close them after it.
         await self._commits.idle()
-        last = self._commit_thread.submit(self._close)
-        await asyncio.shield(asyncio.wrap_future(last))
-
-    def _close(self) -> None:
-        self._outside.close()
         self._folders.close()
 
     async def fetch(self, image: PaidImage) -> StoredImage | FetchFailed:

@@ -7,6 +7,7 @@ Rule 3: one thread at a time asks for folders (the committer's); `images` may be
 """
 
 import errno
+import fcntl
 import os
 import stat
 from collections import OrderedDict
@@ -114,6 +115,17 @@ class Folders:
         self.images = self.out = -1
         for fd in known:
             os.close(fd)
+
+
+def lock_images(folders: Folders) -> bool:
+    """Lock `images/` for as long as its descriptor is open, here or in a process that got it; tell whether it is."""
+    try:
+        fcntl.flock(folders.images, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, where the batch's own could not be taken either
+        pass
+    return True
 
 
 def _make_below(parent: int, name: str) -> int:

@@ -17,8 +17,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from msgspec import Struct
 from yarl import URL
 
+from banana_batch.addresses import is_loopback
 from banana_batch.errors import UsageError
-from banana_batch.settings import is_loopback
 from banana_batch.text import printable
 
 HTTPS_PORT = 443

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from banana_batch.endpoint.client import EndpointClient
-from banana_batch.endpoint.key import Secret
 from banana_batch.models import Kind, QueuedJob, Reply, SendTrace
+from banana_batch.secret import Secret
 
 CANARY = "canary-5f2d/0c+9e71=aa"
 URL = "https://cdn.example/other/cat.png"

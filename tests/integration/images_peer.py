@@ -67,11 +67,15 @@ async def host(reply: bytes | Script, *, tls: ssl.SSLContext | None = None) -> A
 
 
 @asynccontextmanager
-async def fetching(out: Path, gateway: str, **settings: Any) -> AsyncIterator[ImageFetcher]:
-    """Open a fetcher with executors of its own."""
+async def fetching(out: Path, gateway: str, *, made: Any = None, **settings: Any) -> AsyncIterator[ImageFetcher]:
+    """Open a fetcher with executors of its own; `made` makes it."""
     with ThreadPoolExecutor(1) as committer, ThreadPoolExecutor(4) as disk:
-        async with ImageFetcher(out, gateway=gateway, committer=committer, disk=disk, **settings) as fetcher:
+        async with (made or MADE[-1])(out, gateway=gateway, committer=committer, disk=disk, **settings) as fetcher:
             yield fetcher
+
+
+# The last one makes what `fetching` opens: what is promised of one is promised of all.
+MADE: list[Callable[..., Any]] = [ImageFetcher]
 
 
 def everything(out: Path) -> set[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from banana_batch.endpoint import classify, client, transport
-from banana_batch.endpoint.key import Secret
 from banana_batch.models import Outcome, SendTrace
+from banana_batch.secret import Secret
 from tests.integration.answers_peer import SystemClock, answer, buy, client_of, job, serving, success
 
 

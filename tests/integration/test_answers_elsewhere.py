@@ -13,9 +13,9 @@ from urllib.parse import quote
 import pytest
 
 from banana_batch.endpoint import classify
-from banana_batch.endpoint.key import Secret
 from banana_batch.errors import Exit, SettingsError
 from banana_batch.models import Outcome, SendTrace
+from banana_batch.secret import Secret
 from tests.integration.answers_peer import (
     CANARY,
     PROMPT,

@@ -1,7 +1,6 @@
-"""The committer in a process of its own: the same promises, and nothing lost when that process is."""
+"""Images fetched by a process of their own: the same promises, and nothing lost when that process is."""
 
 import asyncio
-import contextlib
 import errno
 import fcntl
 import os
@@ -11,223 +10,360 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
-from banana_batch.errors import BatchLocked
+from banana_batch.errors import BatchLocked, OutputError
 from banana_batch.images import fetcher, outside
-from banana_batch.images.committer import Committer, Received
-from banana_batch.images.folders import Folders
-from banana_batch.images.outside import Outside, lock_images
-from banana_batch.models import StoredImage
+from banana_batch.images.folders import Folders, lock_images
+from banana_batch.images.outside import Outside
+from banana_batch.models import FetchFailed, PaidImage, StoredImage
+from banana_batch.secret import Secret
 from tests.acceptance.command import until
-from tests.unit.images import test_committer as contract
+from tests.integration import test_images as contract
+from tests.integration import test_images_guarded as guarded
+from tests.unit.images.samples import WHOLE
 
-from .images_peer import fetching
+from . import images_peer
+from .images_peer import Host, answer, everything, fetching, host
 
-PNG, paid, received = contract.PNG, contract.paid, contract.received
+PNG = WHOLE["png"][1]
+KEY = "1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed"
 BOUND_S = 20.0
+LOOK_S = 0.005
 
 
-class Here(Committer):
-    """The committer of this process, with a count of the groups that came to it."""
+class Watched(Outside):
+    """One that counts what it fetches in this process."""
 
-    groups = 0
+    here = 0
 
-    def commit(self, group: Sequence[Received]) -> list[object]:  # type: ignore[override]
-        """See Committer."""
-        self.groups += 1
-        return super().commit(group)  # type: ignore[return-value]
+    async def __aenter__(self) -> "Watched":
+        """See Outside."""
+        await super().__aenter__()
+        fetch = self._here.fetch
+
+        async def counted(image: PaidImage) -> StoredImage | FetchFailed:
+            self.here += 1
+            return await fetch(image)
+
+        self._here.fetch = counted  # type: ignore[method-assign]
+        return self
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        """The process, once it is attached."""
+        assert self._helper is not None
+        return self._helper._process
+
+    async def settled(self) -> None:
+        """Wait until the process is ready, or has ended."""
+        if self._many is not None:
+            self._launch()
+        if self._launched is not None:
+            await self._attach()
+        async with asyncio.timeout(BOUND_S):
+            while self._helper is not None and not self._helper.ready and self._helper._ended is None:
+                await asyncio.sleep(LOOK_S)
 
 
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Folders]:
-    held = Folders(tmp_path)
-    yield held
-    with contextlib.suppress(OSError):
-        held.close()
-
-
-@pytest.fixture
-def here(opened: Folders) -> Iterator[Here]:
-    with ThreadPoolExecutor(4) as disk:
-        yield Here(opened, disk)
-
-
-@pytest.fixture
-def made(opened: Folders, here: Here) -> Iterator[Outside]:
+class Ready(Watched):
     """One whose process is ready."""
-    one = Outside(opened, here, many=0)
-    one.commit([])
-    until(one._answers)
-    here.groups = 0
-    yield one
-    one.close()
+
+    async def __aenter__(self) -> "Ready":
+        """See Outside."""
+        await super().__aenter__()
+        await self.settled()
+        assert self._helper is not None
+        assert self._helper.ready
+        return self
+
+    async def __aexit__(self, *ending: Any) -> None:
+        """See Outside. All was fetched by the process."""
+        await super().__aexit__(*ending)
+        assert not self.here
 
 
-@pytest.fixture
-def commit(made: Outside) -> Callable[..., Sequence[object]]:
-    return lambda *group: made.commit(group)
+@pytest.fixture(autouse=True)
+def elsewhere(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have all that a promise is asked of fetched by a process."""
+    promised = getattr(request.node, "originalname", "") in PROMISES
+    if promised:
+        images_peer.MADE.append(Ready)
+    yield
+    if promised:
+        images_peer.MADE.pop()
 
 
-def unread(sent: socket.socket | None) -> int:
-    """Return the bytes that the other end of a socket has not taken yet."""
-    assert sent is not None
-    (waiting,) = struct.unpack("i", fcntl.ioctl(sent, termios.TIOCOUTQ, bytes(4)))
-    return int(waiting)
+def image(peer: Host, index: int = 1) -> PaidImage:
+    return PaidImage(index, str(index), f"{peer.url}/other/cat.png", f"{index:05d}-cat", (64, 48))
 
 
-# What is promised of a committer is promised of this one.
-test_a_whole_image = contract.test_a_whole_image_gets_its_name
-test_a_taken_name = contract.test_a_taken_name_is_never_overwritten
-test_the_same_bytes = contract.test_the_same_bytes_under_the_name_are_our_own
-test_whatever_holds_the_name = contract.test_whatever_holds_the_name_is_left_alone
-test_a_symlink = contract.test_a_symlink_in_place_of_a_part_is_replaced_not_followed
-test_a_harmless_oddity = contract.test_a_harmless_oddity_is_a_warning
-test_damaged_bytes = contract.test_damaged_bytes_are_not_kept_the_first_time
-test_the_same_damaged_bytes = contract.test_the_same_damaged_bytes_twice_are_kept_apart_and_lost
-test_other_damaged_bytes = contract.test_other_damaged_bytes_are_tried_again
-test_a_page_or_an_empty_body = contract.test_a_page_or_an_empty_body_never_makes_an_image_lost
-test_a_stem_outside_images = contract.test_a_stem_outside_images_ends_the_run
-test_a_streamed_part = contract.test_a_streamed_part_is_named_like_a_small_one
-test_a_large_group = contract.test_a_group_may_be_larger_than_the_disk_pool
+@asynccontextmanager
+async def watched(out: Path, peer: Host | None = None, **settings: Any) -> AsyncIterator[Watched]:
+    gateway = peer.url if peer else "https://gateway.example"
+    async with fetching(out, gateway, made=settings.pop("made", Watched), **settings) as made:
+        yield cast(Watched, made)
 
 
-def test_small_images_are_written_there_and_large_ones_here(made: Outside, here: Here) -> None:
-    """A group that fits goes there whole, in several parts if it is large."""
-    images = [received(PNG + bytes(200_000), paid(number)) for number in range(1, 60)]
-    outcomes = made.commit(images)
-    assert here.groups == 0
-    assert [one.path for one in outcomes if isinstance(one, StoredImage)] == [
-        f"images/{number:05d}-cat.png" for number in range(1, 60)
-    ]
+# What is promised of a fetcher is promised of this one.
+_PROMISES = (
+    contract.test_a_served_image_is_stored_as_served,
+    contract.test_many_images_come_over_few_connections,
+    contract.test_a_large_image_streams_to_the_disk,
+    contract.test_each_status_is_a_row_of_the_table,
+    contract.test_a_broken_answer_leaves_nothing_and_may_be_tried_again,
+    contract.test_a_refused_connection_is_tried_again,
+    contract.test_the_same_damaged_bytes_twice_are_kept_and_lost,
+    contract.test_a_large_image_that_is_cut_leaves_nothing,
+    contract.test_no_byte_more_than_announced_is_taken,
+    guarded.test_any_text_as_url_stays_paid_and_stops_the_run,
+    guarded.test_a_redirect_is_judged_like_the_first_url,
+    guarded.test_at_most_three_redirects_are_followed,
+    guarded.test_a_redirect_to_nowhere_is_a_failure_like_others,
+    guarded.test_an_allowed_host_is_fetched_over_trusted_tls,
+    guarded.test_a_large_image_comes_whole_over_tls,
+    guarded.test_an_untrusted_certificate_is_never_accepted,
+)
+PROMISES = {promise.__name__: promise for promise in _PROMISES}
+globals().update(PROMISES)
+
+
+async def test_images_that_come_one_by_one_need_no_process(tmp_path: Path) -> None:
+    """Fewer than so many within one group: none is started. So many at once: one is, and fetches what comes then."""
+    async with host(answer(PNG)) as peer, watched(tmp_path, peer, many=4) as made:
+        for index in range(1, 10):
+            assert isinstance(await made.fetch(image(peer, index)), StoredImage)
+        assert made._launched is None
+        assert made._helper is None
+        await asyncio.gather(*(made.fetch(image(peer, index)) for index in range(10, 20)))
+        await made.settled()
+        made.here = 0
+        assert isinstance(await made.fetch(image(peer, 20)), StoredImage)
+        assert made.here == 0
+    assert len(everything(tmp_path)) == 20
+
+
+async def test_a_wide_run_starts_it_before_images_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves nothing behind where none ever come."""
+    monkeypatch.setattr(outside, "SOON_S", 0.0)
+    async with watched(tmp_path, soon=True) as made:
+        async with asyncio.timeout(BOUND_S):
+            while made._launched is None:
+                await asyncio.sleep(LOOK_S)
+        process = made._launched[0]
+    assert process.returncode is not None
+    async with watched(tmp_path, soon=True, many=None) as made:
+        assert made._timer is None
 
 
 @pytest.mark.parametrize("when", ["idle", "asked"])
-def test_a_process_that_dies_is_not_missed(made: Outside, here: Here, tmp_path: Path, when: str) -> None:
-    """Its group is committed here, whatever it had done of it; so are all that follow."""
-    process = made._process
-    assert process is not None
-    if when == "asked":
-        # It stands still with the group before it, and dies like that.
-        process.send_signal(signal.SIGSTOP)
-        with ThreadPoolExecutor(1) as thread:
-            under_way = thread.submit(made.commit, [received(PNG, paid(1)), received(PNG, paid(2))])
-            until(lambda: unread(made._socket))
-            process.kill()
-            outcomes = under_way.result(BOUND_S)
-    else:
-        process.kill()
-        process.wait(BOUND_S)
-        outcomes = made.commit([received(PNG, paid(1)), received(PNG, paid(2))])
-    outcomes = [*outcomes, *made.commit([received(PNG, paid(3))])]
+async def test_a_process_that_dies_is_not_missed(tmp_path: Path, when: str) -> None:
+    """What it was asked for is fetched here, whatever it had done of it; so is all that follows."""
+    async with host(answer(PNG)) as peer, watched(tmp_path, peer) as made:
+        await made.settled()
+        if when == "asked":
+            # It stands still with what it was asked for, and dies like that.
+            made.process.send_signal(signal.SIGSTOP)
+            asked = [asyncio.create_task(made.fetch(image(peer, index))) for index in (1, 2)]
+            await _unread(made)
+            made.process.kill()
+            outcomes = [await task for task in asked]
+        else:
+            made.process.kill()
+            made.process.wait(BOUND_S)
+            outcomes = [await made.fetch(image(peer, index)) for index in (1, 2)]
+        outcomes.append(await made.fetch(image(peer, 3)))
+        assert made.here == 3
+        assert made.process.returncode is not None
     assert [isinstance(one, StoredImage) for one in outcomes] == [True] * 3
-    assert here.groups == 2
-    assert contract.everything(tmp_path) == {f"images/{number:05d}-cat.png" for number in (1, 2, 3)}
+    assert everything(tmp_path) == {f"images/{number:05d}-cat.png" for number in (1, 2, 3)}
 
 
-def test_what_it_had_named_when_it_died_is_known(made: Outside, here: Here, opened: Folders, tmp_path: Path) -> None:
+async def _unread(made: Watched) -> None:
+    """Wait until something lies in the socket that the process has not taken."""
+    assert made._helper is not None
+    ours = made._helper.transport.get_extra_info("socket")
+    async with asyncio.timeout(BOUND_S):
+        while not struct.unpack("i", fcntl.ioctl(ours.fileno(), termios.TIOCOUTQ, bytes(4)))[0]:
+            await asyncio.sleep(LOOK_S)
+
+
+async def test_what_it_had_named_when_it_died_is_known(tmp_path: Path) -> None:
     """The image has its name, the answer never came: the same bytes are ours, no conflict."""
-    [done] = made.commit([received(PNG)])
-    assert here.groups == 0
-    assert made._process is not None
-    made._process.kill()
-    assert made.commit([received(PNG)]) == [done]
-    assert contract.everything(tmp_path) == {"images/00001-cat.png"}
+    async with host(answer(PNG)) as peer, watched(tmp_path, peer) as made:
+        await made.settled()
+        done = await made.fetch(image(peer))
+        assert made.here == 0
+        made.process.kill()
+        made.process.wait(BOUND_S)
+        assert await made.fetch(image(peer)) == done
+    assert everything(tmp_path) == {"images/00001-cat.png"}
 
 
-@pytest.mark.parametrize("sent", [b"", b"0.0.0", b"Traceback"])
-def test_a_process_that_says_something_else_is_not_asked(
-    opened: Folders, here: Here, monkeypatch: pytest.MonkeyPatch, sent: bytes
-) -> None:
-    """A program that was replaced meanwhile, or can't start."""
-    monkeypatch.setattr(
-        outside, "_START", f"import socket, sys; socket.socket(fileno=int(sys.argv[1])).sendall({sent!r})"
+def _saying(said: bytes) -> str:
+    return (
+        "import socket, sys; said = socket.socket(fileno=int(sys.argv[1]));"
+        f"said.sendall({said!r}); said.recv(1); said.recv(99)"
     )
-    one = Outside(opened, here, many=0)
-    one.commit([])
-    assert one._process is not None
-    until(lambda: one._answers() or one._socket is None)
-    assert isinstance(one.commit([received(PNG)])[0], StoredImage)
-    assert here.groups == 2
-    one.close()
 
 
-@pytest.mark.parametrize("interpreter", ["", "/nowhere/python", "frozen", "no descriptor left"])
-def test_without_an_interpreter_there_is_no_process(
-    opened: Folders, here: Here, monkeypatch: pytest.MonkeyPatch, interpreter: str
+_READY = struct.pack("!I", len(outside._READY)) + outside._READY
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"\0\0\0\0050.0.0",
+        b"Traceback (most recent call last)",
+        _READY + b"\0\0\0\1?",
+        _READY + b"\0\0\0\2\x91\xc0",
+    ],
+)
+async def test_a_process_that_says_something_else_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """A program that was replaced meanwhile, can't start, or has lost its wits."""
+    monkeypatch.setattr(outside, "END_S", 0.2)
+    monkeypatch.setattr(outside, "_START", _saying(said))
+    async with host(answer(PNG)) as peer, watched(tmp_path, peer) as made:
+        made._launch()
+        assert made._launched is not None
+        process = made._launched[0]
+        for index in range(1, 4):
+            assert isinstance(await made.fetch(image(peer, index)), StoredImage)
+    assert process.returncode is not None
+    assert everything(tmp_path) == {f"images/{number:05d}-cat.png" for number in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("lacking", ["", "/nowhere/python", "frozen", "no descriptor left"])
+async def test_without_an_interpreter_there_is_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
     """And none is needed."""
-    if interpreter == "frozen":
+    if lacking == "frozen":
         monkeypatch.setattr(sys, "frozen", True, raising=False)
-    elif interpreter == "no descriptor left":
+    elif lacking == "no descriptor left":
         monkeypatch.setattr(socket, "socketpair", lambda: (_ for _ in ()).throw(OSError(errno.EMFILE, "no")))
     else:
-        monkeypatch.setattr(sys, "executable", interpreter)
-    one = Outside(opened, here, many=0)
-    assert isinstance(one.commit([received(PNG)])[0], StoredImage)
-    assert one._process is None
-    one.close()
+        monkeypatch.setattr(sys, "executable", lacking)
+    async with host(answer(PNG)) as peer, watched(tmp_path, peer) as made:
+        await made.settled()
+        assert made._helper is None
+        assert isinstance(await made.fetch(image(peer)), StoredImage)
 
 
-def test_it_knows_no_secret_and_hears_no_signal(made: Outside, here: Here) -> None:
-    """No environment, nothing of the run in its arguments but paths and numbers; Ctrl-C and SIGTERM are not for it."""
-    process = made._process
-    assert process is not None
-    assert Path(f"/proc/{process.pid}/environ").read_bytes() == b""
-    assert os.getsid(process.pid) == process.pid
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        process.send_signal(number)
-    assert isinstance(made.commit([received(PNG)])[0], StoredImage)
-    assert here.groups == 0
-    assert process.poll() is None
-    kept = {os.readlink(entry) for entry in Path(f"/proc/{process.pid}/fd").iterdir()}
-    assert not [name for name in kept if "sqlite" in name or ".lock" in name]
+async def test_what_must_end_the_run_is_raised_by_it(tmp_path: Path) -> None:
+    """A name that is no file below `images/` is told of here, not lost in another process."""
+    async with host(answer(PNG)) as peer, watched(tmp_path, peer) as made:
+        await made.settled()
+        with pytest.raises(OutputError):
+            await made.fetch(replace(image(peer), stem="../x"))
+        # A url that can't be written down is refused here too.
+        assert isinstance(await made.fetch(replace(image(peer), url="http://\ud800/")), FetchFailed)
+        assert made.here == 2
 
 
-def test_it_starts_without_the_network() -> None:
-    """What takes a quarter of a second to import is not its business."""
+async def test_the_key_is_nowhere_and_kept_out_of_what_hosts_say(tmp_path: Path) -> None:
+    """Not in its environment nor in its arguments; a host that says the key is not quoted."""
+    async with (
+        host(answer(PNG, f"Content-Type: image/{KEY}")) as peer,
+        watched(tmp_path, peer, secret=Secret(KEY)) as made,
+    ):
+        await made.settled()
+        proc = Path(f"/proc/{made.process.pid}")
+        assert (proc / "environ").read_bytes() == b""
+        assert KEY.encode() not in (proc / "cmdline").read_bytes()
+        stored = await made.fetch(image(peer))
+        assert isinstance(stored, StoredImage)
+        assert stored.warning == "labelled image/***, is image/png"
+        assert made.here == 0
+
+
+async def test_it_hears_no_signal_and_holds_nothing_of_the_run(tmp_path: Path) -> None:
+    """Ctrl-C and SIGTERM are not for it; neither the state file nor the batch's lock is open there."""
+    async with host(answer(PNG)) as peer, watched(tmp_path, peer) as made:
+        await made.settled()
+        process = made.process
+        assert os.getsid(process.pid) == process.pid
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            process.send_signal(number)
+        assert isinstance(await made.fetch(image(peer)), StoredImage)
+        assert made.here == 0
+        assert process.poll() is None
+        kept = {os.readlink(entry) for entry in Path(f"/proc/{process.pid}/fd").iterdir()}
+        assert not [name for name in kept if "sqlite" in name or ".lock" in name]
+
+
+def test_what_could_buy_is_not_loaded_there() -> None:
+    """Neither the paid endpoint nor the state file; nor what takes long to import and is not needed."""
     listed = subprocess.run(
         [sys.executable, "-c", "import sys, banana_batch.images.outside; print(*sys.modules)"],
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
-    assert {"aiohttp", "pydantic", "asyncio", "ssl", "sqlite3"} & set(listed) == set()
+    strange = ("pydantic", "sqlite3", "typer", "PIL", "tqdm", "banana_batch.endpoint", "banana_batch.store")
+    assert not [name for name in listed if name.startswith(strange)]
 
 
-def test_descriptors_above_a_thousand(opened: Folders, here: Here) -> None:
+async def test_descriptors_above_a_thousand(tmp_path: Path) -> None:
     """A wide run has thousands of connections open when images begin to come fast."""
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
-        one = Outside(opened, here, many=0)
-        one.commit([])
-        until(one._answers)
-        assert isinstance(one.commit([received(PNG)])[0], StoredImage)
-        one.close()
+        async with host(answer(PNG)) as peer, watched(tmp_path, peer, made=Ready) as made:
+            assert isinstance(await made.fetch(image(peer)), StoredImage)
     finally:
         for descriptor in held:
             os.close(descriptor)
 
 
+async def test_a_run_that_is_cut_off_leaves_no_process(tmp_path: Path) -> None:
+    """Fetches under way are given up, and what had come of them goes."""
+
+    async def half(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(contract.LARGE)[: 1 << 20])
+        await writer.drain()
+        half_way.set()
+        await peer.hold.wait()
+
+    half_way = asyncio.Event()
+    async with host(half) as peer:
+        async with watched(tmp_path, peer) as made:
+            await made.settled()
+            task = asyncio.create_task(made.fetch(image(peer)))
+            await asyncio.wait_for(half_way.wait(), BOUND_S)
+            task.cancel()
+            await asyncio.wait([task])
+            process = made.process
+        assert process.returncode == 0
+    assert everything(tmp_path) == set()
+
+
 def test_it_ends_with_the_run_that_is_killed(tmp_path: Path) -> None:
     """And holds the lock of `images/` exactly as long as it lives."""
     script = f"""
-import time
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from banana_batch.images.committer import Committer
-from banana_batch.images.folders import Folders
-from banana_batch.images.outside import Outside, lock_images
-folders = Folders(Path({str(tmp_path)!r}))
-assert lock_images(folders)
-one = Outside(folders, Committer(folders, ThreadPoolExecutor(1)), many=0)
-one.commit([])
-while not one._answers():
-    time.sleep(0.01)
-print(one._process.pid, flush=True)
-time.sleep({BOUND_S})
+from banana_batch.images.outside import Outside
+
+async def run():
+    one = Outside(Path({str(tmp_path)!r}), gateway="https://gateway.example",
+                  committer=ThreadPoolExecutor(1), disk=ThreadPoolExecutor(1))
+    async with one:
+        one._launch()
+        await one._attach()
+        while not one._helper.ready:
+            await asyncio.sleep({LOOK_S})
+        print(one._helper._process.pid, flush=True)
+        await asyncio.sleep({BOUND_S})
+
+asyncio.run(run())
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
@@ -251,7 +387,7 @@ async def test_a_run_waits_for_the_process_of_the_one_before(tmp_path: Path, mon
     begun = asyncio.Event()
 
     async def run() -> None:
-        async with fetching(tmp_path, "https://gateway.example"):
+        async with watched(tmp_path):
             begun.set()
 
     looks = 0

@@ -171,7 +171,7 @@ def _redirect(said: Path) -> None:
 def _equip(config: SandboxConfig, gate: Gate | None, many: int) -> None:
     from banana_batch.batch import Machinery, Run
     from banana_batch.cli import run as command
-    from banana_batch.images.fetcher import ImageFetcher
+    from banana_batch.images.outside import Outside
     from banana_batch.sandbox.server import Sandbox
 
     def executor(threads: int, name: str) -> ThreadPoolExecutor:
@@ -180,7 +180,7 @@ def _equip(config: SandboxConfig, gate: Gate | None, many: int) -> None:
 
     machinery = Machinery(
         executor=executor,
-        images=functools.partial(ImageFetcher, many=many),
+        images=functools.partial(Outside, many=many),
         sandbox=functools.partial(Sandbox, config=config),
     )
     vars(command)["Run"] = functools.partial(Run, machinery=machinery)

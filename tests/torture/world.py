@@ -24,7 +24,7 @@ from unittest.mock import patch
 from banana_batch import money
 from banana_batch.batch import Machinery, Run, Work
 from banana_batch.errors import Exit
-from banana_batch.images.fetcher import ImageFetcher
+from banana_batch.images.outside import Outside
 from banana_batch.manifest.loader import open_manifests
 from banana_batch.planning import Order, Prepared, made_ready
 from banana_batch.report.account import Account
@@ -244,7 +244,7 @@ class World:
             clock=clock,
             rng=random.Random(self.night.seed),
             executor=lambda _width, _name: Inline(),
-            images=functools.partial(ImageFetcher, many=None),
+            images=functools.partial(Outside, many=None),
         )
         life.run = Run(Work(self.out, settings, ready, {"TT_API_KEY": "key"}), lambda _: view, machinery)
         life.task = asyncio.create_task(life.run.run())

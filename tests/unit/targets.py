@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from banana_batch.endpoint import classify
-from banana_batch.endpoint.key import Secret
 from banana_batch.errors import BananaError, OutputError
 from banana_batch.images.guard import Allowed, Blocked, UrlRules, is_public
 from banana_batch.images.names import split_stem
 from banana_batch.images.verify import Whole, examine
 from banana_batch.manifest import names
 from banana_batch.models import Outcome
+from banana_batch.secret import Secret
 from banana_batch.text import printable
 from tests.unit.images.samples import WHOLE
 from tests.unit.manifest.planning import plan_files

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from banana_batch.endpoint.key import Secret, load_key
+from banana_batch.endpoint.key import load_key
 from banana_batch.errors import Exit, KeyRefused
+from banana_batch.secret import Secret
 
 KEY = "1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed"
 

@@ -1,0 +1,137 @@
+"""What all workers of a run share, and the credits that are set aside before each call."""
+
+import random
+from collections.abc import Awaitable, Callable
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from banana_batch.errors import Exit
+from banana_batch.models import Caps, PaidImage, QueuedJob, Reserve
+from banana_batch.ports import Clock, Endpoint, Events, Pacer, Store
+
+from .budget import reserve_for, room
+from .feed import Feed
+from .stops import Refusals, Stop, Streak
+from .waiting import Waiters
+
+
+class Rules(Struct, frozen=True):
+    """What the user set for this run.
+
+    Attributes:
+        retries: Further attempts of a job after refusals that may pass.
+        ask_above_micro: Ask once before the batch's credits go above this; None: don't.
+    """
+
+    caps: Caps
+    retries: int
+    ask_above_micro: int | None = None
+
+
+class Sending(Struct):
+    """What all workers of a run share.
+
+    Attributes:
+        has_room: Tells whether the disk has room for one image more; where it has not, sending stops.
+        keep: Takes each image that is paid for.
+        undurable: Reserves that are decided and not yet committed, in millionths.
+        on_wire: Reserves of the calls under way, by attempt, in millionths.
+        stops: Why no further call is sent; empty while it goes on.
+    """
+
+    store: Store
+    endpoint: Endpoint
+    pacer: Pacer
+    clock: Clock
+    events: Events
+    feed: Feed
+    rules: Rules
+    rng: random.Random
+    waiters: Waiters
+    streak: Streak
+    on_wire: dict[int, int]
+    stops: list[Stop]
+    confirm: Callable[[], Awaitable[bool]]
+    has_room: Callable[[], bool]
+    keep: Callable[[PaidImage], None]
+    undurable: int = 0
+    asked: bool = False
+    asking: bool = False
+    refusals: Refusals = field(default_factory=Refusals)
+
+    def stop(self, stop: Stop) -> None:
+        """Send nothing more. What is under way goes on."""
+        if all(known.exit is not stop.exit for known in self.stops):
+            self.stops.append(stop)
+            self.events.emit("stop", exit=int(stop.exit), message=stop.message, hint=stop.hint)
+        self.feed.stop()
+        self.pacer.drain()
+        self.waiters.wake_all()
+
+
+async def reserve(shared: Sending, job: QueuedJob) -> Reserve | None:
+    """Set credits aside for one call, waiting for calls under way where they hold the room; None: stop."""
+    while not shared.stops:
+        found = reserve_now(shared, job)
+        if found is not None:
+            return found
+        store, caps = shared.store, _caps(shared)
+        if caps is not shared.rules.caps and (store.price_micro(job.kind) is not None or not _under_way(shared)):
+            await _ask(shared)
+        elif not _under_way(shared):
+            shared.stop(budget_reached(room(caps, store.totals, store.run_totals) or 0))
+        else:
+            # Calls under way hold more than they will cost: what they leave is known when they end.
+            await shared.waiters.wait()
+    return None
+
+
+def reserve_now(shared: Sending, job: QueuedJob) -> Reserve | None:
+    """Set credits aside for one call; None: there is no room for them now."""
+    store = shared.store
+    price = store.price_micro(job.kind)
+    found = reserve_for(price, _caps(shared), store.totals, store.run_totals, shared.undurable)
+    if found is not None:
+        shared.undurable += found.micro
+    return found
+
+
+def _under_way(shared: Sending) -> bool:
+    return bool(shared.on_wire or shared.undurable)
+
+
+def _caps(shared: Sending) -> Caps:
+    """Return the caps; until the user was asked, the sum to ask at is one."""
+    rules = shared.rules
+    if rules.ask_above_micro is None or shared.asked:
+        return rules.caps
+    return replace(rules.caps, budget=rules.ask_above_micro)
+
+
+async def _ask(shared: Sending) -> None:
+    if shared.asking:
+        await shared.waiters.wait()
+        return
+    shared.asking = True
+    try:
+        agreed = await shared.confirm()
+    finally:
+        shared.asking = False
+    shared.asked = True
+    if not agreed:
+        shared.stop(Stop(Exit.STOPPED, "stopped before spending more, as you said", "run again to go on"))
+    shared.waiters.wake_all()
+
+
+def budget_reached(left: int) -> Stop:
+    """Return the stop of a run that has used up its budget; `left` below 0: and more."""
+    return (
+        Stop(Exit.BUDGET, "the budget is reached", "raise --budget to go on")
+        if left >= 0
+        else Stop(
+            Exit.BUDGET,
+            "the budget is overspent: an answer cost more than was reserved for it",
+            "raise --budget to go on",
+        )
+    )
