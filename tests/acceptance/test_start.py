@@ -11,12 +11,12 @@ from banana_batch.cli import app
 app.main(sys.argv[1:])
 print(*sorted(sys.modules), file=sys.stderr)
 """
-_OF_A_RUN = {"aiohttp", "aiofiles", "PIL", "tqdm", "banana_batch.batch", "banana_batch.settings"}
+_OF_A_RUN = {"aiohttp", "aiofiles", "pydantic", "PIL", "tqdm", "banana_batch.batch", "banana_batch.settings"}
 
 
 @pytest.mark.parametrize("command", ["status", "ledger"])
 def test_looking_imports_nothing_of_a_run(command: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """`status` and `ledger` load no HTTP client, no pictures, no progress bar, no settings model."""
+    """`status` and `ledger` load no HTTP client, no pictures, no progress bar, no settings model and what it is made with."""
     folder = tmp_path_factory.mktemp("batch")
     made = subprocess.run(
         [sys.executable, "-m", "banana_batch", "run", "-", "--format", "txt", "--sandbox", "-q", "-o", folder / "out"],
