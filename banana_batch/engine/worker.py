@@ -115,9 +115,9 @@ def _following(shared: Sending, ended: _Ended) -> tuple[QueuedJob, Reserve] | No
     Only after an image at a known price: nothing that its settlement teaches could forbid this call.
     """
     credits_micro = ended.reply.answer.credits_micro if ended.reply.answer else None
-    if ended.settled.settlement is not Settlement.PAID or shared.stops:
+    if shared.stops or credits_micro is None or credits_micro > ended.expected:
         return None
-    if credits_micro is None or credits_micro > ended.expected or shared.store.price_micro(ended.job.kind) is None:
+    if shared.store.price_micro(ended.job.kind) is None:
         return None
     _give_turn_back(shared, ended)
     if not shared.pacer.admit_now():

@@ -1,0 +1,200 @@
+"""One call after the other, on a real state file: what is durable when a request leaves, and what may share a commit."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from banana_batch.endpoint import classify
+from banana_batch.engine.pool import Ending, Pool, PoolConfig
+from banana_batch.engine.sending import Rules
+from banana_batch.engine.stops import Stop
+from banana_batch.errors import Exit
+from banana_batch.models import Answer, Caps, FetchFailed, PaidImage, QueuedJob, Reply, SendTrace, StoredImage
+from banana_batch.pacing.clock import SystemClock
+from banana_batch.pacing.pacer import Pacer
+from banana_batch.ports import Disk, Endpoint, Events, Images
+from banana_batch.store import runs
+from banana_batch.store.state import StateStore
+from tests.torture.virtual import Inline
+from tests.unit.store.small import CREDIT, Flaky, opened, outcomes, states
+
+PRICE = 13 * CREDIT
+JOBS = 8
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Flaky]:
+    with opened(tmp_path, JOBS) as flaky:
+        yield flaky
+
+
+class World:
+    """An endpoint that notes what is durable when it is asked; images that come when all calls have ended."""
+
+    def __init__(self, db: Flaky, answers: Sequence[Reply] = ()) -> None:
+        self.db = db
+        self.answers = dict(enumerate(answers, 1))
+        self.durable: list[list[str]] = []
+        self.commits: list[int] = []
+        self.told: list[tuple[str, dict[str, object]]] = []
+        self.at_answer: Callable[[int], None] = lambda _call: None
+
+    async def generate(self, _job: QueuedJob, trace: SendTrace) -> Reply:
+        self.durable.append(outcomes(self.db))
+        self.commits.append(self.db.said.count("COMMIT"))
+        trace.sent_at_s = 0.0
+        await asyncio.sleep(0)
+        call = len(self.durable)
+        self.at_answer(call)
+        return self.answers.get(call, paid())
+
+    async def fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
+        return StoredImage(f"images/{image.index}.png", 9, "00" * 32, 1, 1, "image/png")
+
+    def emit(self, event: str, /, **facts: object) -> None:
+        self.told.append((event, facts))
+
+    def has_room(self, _images: int) -> bool:
+        return True
+
+
+def paid(micro: int | None = PRICE) -> Reply:
+    return Reply(classify.OK, Answer("https://example.test/x.png", micro), latency_s=1.0)
+
+
+async def run(
+    world: World, folder: Path, *, budget: int | None = None, started: Callable[[Pool], object] = id
+) -> Ending:
+    """Run all jobs, one call at a time."""
+    clock = SystemClock()
+    store = StateStore(world.db, Inline(), clock, runs.begin_run(world.db, 0, None), folder)
+    events, rng = cast("Events", world), random.Random(1)
+    pool = Pool(
+        PoolConfig(1, 0, Rules(Caps(budget, None, 50 * CREDIT, bounded=True), 2)),
+        store=store,
+        endpoint=cast("Endpoint", world),
+        images=cast("Images", world),
+        pacer=Pacer(clock, events, rng, concurrency=1, give_up_after_s=900.0),
+        disk=cast("Disk", world),
+        clock=clock,
+        events=events,
+        rng=rng,
+        confirm=_agree,
+    )
+    started(pool)
+    async with asyncio.timeout(20):
+        ending = await pool.run()
+        await store.flush()
+    return ending
+
+
+async def _agree() -> bool:
+    return True
+
+
+def assert_each_call_alone(world: World) -> None:
+    """When a request leaves it is the only one that is durable as sent, and all before it are settled."""
+    for call, durable in enumerate(world.durable, 1):
+        assert len(durable) == call
+        assert [place for place, outcome in enumerate(durable, 1) if outcome == "sending"] == [call]
+
+
+async def test_a_plain_answer_shares_its_commit_with_the_next_begin(db: Flaky, tmp_path: Path) -> None:
+    """Once the price is known there is one commit between two calls, and both sides of it are durable."""
+    world = World(db)
+    ending = await run(world, tmp_path)
+    assert not ending.stops
+    assert len(world.durable) == JOBS
+    assert_each_call_alone(world)
+    between = [later - sooner for sooner, later in zip(world.commits, world.commits[1:], strict=False)]
+    assert between == [2] + [1] * (JOBS - 2)
+    assert states(db) == {"paid": JOBS}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Reply(classify.BAD_REQUEST, latency_s=1.0),
+        Reply(classify.TIMEOUT, latency_s=1.0),
+        paid(None),
+        paid(PRICE + 1),
+    ],
+    ids=["refused", "in doubt", "unpriced", "dearer"],
+)
+async def test_what_may_forbid_the_next_call_is_settled_before_it_begins(
+    db: Flaky, tmp_path: Path, answer: Reply
+) -> None:
+    """Two commits: the answer is judged before anything is begun."""
+    world = World(db, [paid(), paid(), answer])
+    await run(world, tmp_path)
+    assert_each_call_alone(world)
+    assert world.commits[3] - world.commits[2] == 2
+
+
+async def test_a_stop_in_the_shared_commit_sends_nothing(db: Flaky, tmp_path: Path) -> None:
+    """The next call is begun already, and withdrawn: not a byte leaves."""
+    pools: list[Pool] = []
+    world = World(db)
+
+    def drain(call: int) -> None:
+        if call == 3:
+            asyncio.get_running_loop().call_soon(pools[0].drain, Stop(Exit.STOPPED, "stopped"))
+
+    world.at_answer = drain
+    ending = await run(world, tmp_path, started=pools.append)
+    assert [stop.exit for stop in ending.stops] == [Exit.STOPPED]
+    assert len(world.durable) == 3
+    assert outcomes(db) == ["paid"] * 3 + ["not_sent"]
+    assert states(db) == {"paid": 3, "pending": JOBS - 3}
+    assert [event for event, _ in world.told].count("answered") == 3
+
+
+async def test_an_abort_in_the_shared_commit_keeps_the_answer(db: Flaky, tmp_path: Path) -> None:
+    """What was answered is paid; what was begun after it, if it was, is not sent."""
+    pools: list[Pool] = []
+    world = World(db)
+
+    def abort(call: int) -> None:
+        if call == 3:
+            asyncio.get_running_loop().call_soon(pools[0].abort, Stop(Exit.INTERRUPTED, "stopped"))
+
+    world.at_answer = abort
+    ending = await run(world, tmp_path, started=pools.append)
+    assert ending.aborted
+    assert len(world.durable) == 3
+    assert outcomes(db)[:3] == ["paid"] * 3
+    assert set(outcomes(db)[3:]) <= {"not_sent"}
+    assert states(db) == {"paid": 3, "pending": JOBS - 3}
+
+
+async def test_a_disk_that_takes_no_answer_begins_nothing(db: Flaky, tmp_path: Path) -> None:
+    """The answer is told where it can be; the call after it never leaves."""
+    world = World(db)
+
+    def fill(call: int) -> None:
+        if call == 3:
+            db.full = lambda sql: sql == "COMMIT"
+
+    world.at_answer = fill
+    ending = await run(world, tmp_path)
+    assert [stop.exit for stop in ending.stops] == [Exit.DISK]
+    assert len(world.durable) == 3
+    assert [facts["image_url"] for event, facts in world.told if event == "unrecorded"] == [
+        "https://example.test/x.png"
+    ]
+    db.full = lambda _sql: False
+    assert outcomes(db) == ["paid", "paid", "sending"]
+
+
+@pytest.mark.parametrize("images", [3, 4])
+async def test_a_budget_that_is_tight_is_held(db: Flaky, tmp_path: Path, images: int) -> None:
+    """Reserves count until their answers are durable: not one call too many, and not one too few."""
+    world = World(db)
+    ending = await run(world, tmp_path, budget=images * PRICE + PRICE // 2)
+    assert [stop.exit for stop in ending.stops] == [Exit.BUDGET]
+    assert_each_call_alone(world)
+    assert outcomes(db) == ["paid"] * images
