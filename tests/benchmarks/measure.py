@@ -25,7 +25,7 @@ class Taken:
 
     Attributes:
         foreign: Share of the machine that other processes took meanwhile; 0 where the system does not tell.
-        rss: Resident memory over time, as (seconds since the start, bytes).
+        rss: Resident memory over time, of all its processes, as (seconds since the start, bytes).
     """
 
     wall_s: float
@@ -98,9 +98,10 @@ def taken(command: Sequence[str], server: Server | None = None, *, until_first_c
         ours_s = used.ru_utime + used.ru_stime + _cpu_of(server) - served_s
         foreign = max(0.0, busy_after_s - busy_s - ours_s) / max(whole_after_s - whole_s, 1e-9)
         output.seek(0)
+        # The kernel's figure is exact, and of one process alone.
+        peak = max(used.ru_maxrss * (1 if sys.platform == "darwin" else 1024), *(size for _, size in rss), 0)
         return Taken(
-            wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-            process.returncode, foreign, output.read(), rss,
+            wall_s, used.ru_utime + used.ru_stime, peak, process.returncode, foreign, output.read(), rss
         )  # fmt: skip
 
 
@@ -135,9 +136,23 @@ def _cpu_of(server: Server | None) -> float:
 def _watch(pid: int, began_s: float, rss: list[tuple[float, int]]) -> None:
     page = os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, IndexError):  # it ended
-        while pages := int(Path(f"/proc/{pid}/statm").read_text().split()[1]):
+        while pages := _pages(pid):
+            for child in _children(pid):
+                with contextlib.suppress(OSError, IndexError):
+                    pages += _pages(child)
             rss.append((time.monotonic() - began_s, pages * page))
             time.sleep(_LOOK_S)
+
+
+def _pages(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+
+
+def _children(pid: int) -> Iterator[int]:
+    """Yield the processes that a command has started: they count as its own."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            yield from map(int, (task / "children").read_text().split())
 
 
 def _wait_for_first_call(process: "subprocess.Popen[bytes]", server: Server) -> float | None:
