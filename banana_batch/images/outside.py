@@ -392,7 +392,6 @@ def serve(*descriptors: str) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     keep_what_is_loaded()
     asyncio.run(_serve(*map(int, descriptors)))
-    os._exit(0)  # the run waits for this end
 
 
 async def _serve(asker: int, out: int, images: int) -> None:
@@ -414,3 +413,4 @@ async def _serve(asker: int, out: int, images: int) -> None:
             server.begin(fetcher)
             await server.over
             await server.stop()
+        os._exit(0)  # nothing is left to be done, and the run waits for this end
