@@ -15,7 +15,7 @@ from .harness import Batch, completed, replay, scratch, violations
 from .suite import Figures, Suite
 
 KILLS = 5
-LONGEST_S = 0.2
+LONGEST_S = 0.15
 TIERS = {"a": 400, "b": 4000}
 
 

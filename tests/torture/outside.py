@@ -17,9 +17,9 @@ from . import process
 from .harness import Batch, completed, replay, scratch, violations
 from .suite import Figures, Suite
 
-JOBS = 60
+JOBS = 240
 KILLS = 3
-LONGEST_S = 0.6
+LONGEST_S = 0.9
 TIERS = {"a": 40, "b": 400}  # batches
 
 
