@@ -19,16 +19,14 @@ import asyncio
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import cast
 
 from msgspec import Struct, msgpack
 
@@ -38,6 +36,7 @@ from banana_batch.models import SMALL_BYTES, FetchFailed, PaidImage, StoredImage
 from banana_batch.secret import NO_SECRET, Secret
 
 from .fetcher import COMMIT_THREADS, DISK_THREADS, GATHER_S, ImageFetcher
+from .frames import Frames
 
 MANY = 8  # small images that are stored within one group: from some 400 a second on
 SOON_S = 0.3  # the sockets of the first wave come first
@@ -46,7 +45,6 @@ END_S = 10.0  # it has nothing left to do when it is told to end
 # Neither site nor environment: the path is this process's own.
 _PYTHON = ("-I", "-S", "-c")
 _START = "import sys; sys.path += sys.argv[4:]; from banana_batch.images.outside import serve; serve(*sys.argv[1:4])"
-_LENGTH = struct.Struct("!I")
 _READY = __version__.encode()  # a program that is replaced while it runs must not talk to its successor
 
 
@@ -81,54 +79,7 @@ _asked = msgpack.Decoder(_Asked).decode
 _told = msgpack.Decoder(_Told).decode
 
 
-class _Frames(asyncio.Protocol):
-    """Byte strings both ways; those that are sent in one turn of the loop leave together."""
-
-    transport: asyncio.Transport
-
-    def __init__(self) -> None:
-        self._came = bytearray()
-        self._leaving: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        self.transport = cast(asyncio.Transport, transport)  # another loop's are no subclass of it
-
-    def send(self, frame: bytes) -> None:
-        """Send a byte string."""
-        if not self._leaving:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._leaving += _LENGTH.pack(len(frame)), frame
-
-    def _flush(self) -> None:
-        self.transport.write(b"".join(self._leaving))
-        self._leaving.clear()
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        self._came += data
-        try:
-            for frame in self._whole():
-                self.take(frame)
-        except Exception:  # noqa: BLE001  # whoever sends something else is not the other half of this file
-            self.transport.abort()
-
-    def _whole(self) -> Iterator[bytes]:
-        came, start = self._came, 0
-        while len(came) - start >= _LENGTH.size:
-            end = start + _LENGTH.size + _LENGTH.unpack_from(came, start)[0]
-            if end > len(came):
-                break
-            yield bytes(came[start + _LENGTH.size : end])
-            start = end
-        del came[:start]
-
-    def take(self, frame: bytes) -> None:
-        """Act on a byte string that came."""
-        raise NotImplementedError
-
-
-class _Helper(_Frames):
+class _Helper(Frames):
     """The process as the run sees it. Make it where the loop runs.
 
     Attributes:
@@ -161,7 +112,7 @@ class _Helper(_Frames):
         return None if answer is None else answer.stored or answer.failed
 
     def take(self, frame: bytes) -> None:
-        """See _Frames."""
+        """See Frames."""
         if not self.ready:
             if frame != _READY:
                 raise ValueError("another program")
@@ -327,7 +278,7 @@ class Outside:
         )
 
 
-class _Server(_Frames):
+class _Server(Frames):
     """The run as its process sees it."""
 
     def __init__(self) -> None:
@@ -344,7 +295,7 @@ class _Server(_Frames):
         self.send(_READY)
 
     def take(self, frame: bytes) -> None:
-        """See _Frames."""
+        """See Frames."""
         if not self.terms.done():
             self.terms.set_result(_terms(frame))
             return
