@@ -10,6 +10,7 @@ Rule 3: a connection is used again only when its answer was read to its end and 
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 
 import aiohttp
@@ -43,6 +44,7 @@ class Route:
         connector: Makes and keeps the connections.
         limits: Of making a connection; the rest of an exchange is the caller's to time.
         proxy: Url of an HTTP(S) proxy, with its user and password if it wants them.
+        tls: Returns what certificates are judged by; asked where the origin or the proxy is https.
         headers: Of every request; names and values are plain ASCII without controls.
     """
 
@@ -53,6 +55,7 @@ class Route:
         *,
         limits: aiohttp.ClientTimeout,
         proxy: str | None,
+        tls: Callable[[], ssl.SSLContext],
         headers: Mapping[str, str],
     ) -> None:
         self._connector = connector
@@ -60,7 +63,12 @@ class Route:
         proxy_url, proxy_auth = strip_auth_from_url(URL(proxy)) if proxy else (None, None)
         # What a connector wants to know of a request: the origin, the proxy. It is never sent itself.
         self._request = ClientRequest(
-            "GET", origin, proxy=proxy_url, proxy_auth=proxy_auth, loop=asyncio.get_running_loop()
+            "GET",
+            origin,
+            proxy=proxy_url,
+            proxy_auth=proxy_auth,
+            ssl=tls() if "https" in (origin.scheme, proxy_url and proxy_url.scheme) else True,
+            loop=asyncio.get_running_loop(),
         )
         # A plain proxy is asked for the whole url, a tunnel and a server for the path.
         self._prefix = str(origin.origin()) if proxy and origin.scheme == "http" else ""

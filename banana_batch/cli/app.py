@@ -9,8 +9,8 @@ import typer
 import typer.main
 
 from banana_batch import __version__
-from banana_batch.collector import keep_what_is_loaded
 from banana_batch.errors import BananaError, Exit, UsageError, bug_text
+from banana_batch.loading import keep_what_is_loaded, nobody_trusted
 
 from . import outcome
 
@@ -52,9 +52,10 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
     )
     app.callback()(_options)
     meant = arguments[0] if arguments and arguments[0] in _COMMANDS else None
-    for name in [meant] if meant else _COMMANDS:
-        module, function = _COMMANDS[name]
-        app.command(name)(getattr(import_module(f".{module}", __package__), function))
+    with nobody_trusted():  # while aiohttp is loaded
+        for name in [meant] if meant else _COMMANDS:
+            module, function = _COMMANDS[name]
+            app.command(name)(getattr(import_module(f".{module}", __package__), function))
     return app
 
 

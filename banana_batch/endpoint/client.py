@@ -10,6 +10,7 @@ Rule 4: nothing that came from outside leaves here with the key in it.
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,7 @@ from banana_batch.models import Answer, Outcome, QueuedJob, Reply, SendTrace, Ve
 from banana_batch.ports import Clock
 from banana_batch.secret import Secret
 from banana_batch.text import printable
+from banana_batch.trust import tls_context
 
 from . import classify, wire
 from .failures import classify_failure, describe
@@ -95,8 +97,7 @@ class EndpointClient:
         self._references = References(executor)
 
     async def __aenter__(self) -> Self:
-        https = self._url.scheme == "https"
-        self._connector = paid_connector(https=https, proxy=self._proxy, ca_file=self._ca_file)
+        self._connector = paid_connector()
         headers = {
             KEY_HEADER: self._key.reveal(),
             "Content-Type": "application/json",
@@ -104,7 +105,14 @@ class EndpointClient:
             "Accept-Encoding": "identity",
             "User-Agent": USER_AGENT,
         }
-        self._route = Route(self._connector, self._url, limits=connect_limits(), proxy=self._proxy, headers=headers)
+        self._route = Route(
+            self._connector,
+            self._url,
+            limits=connect_limits(),
+            proxy=self._proxy,
+            tls=partial(tls_context, self._ca_file),
+            headers=headers,
+        )
         return self
 
     async def __aexit__(

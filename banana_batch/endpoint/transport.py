@@ -1,18 +1,13 @@
-"""The paid connections: sockets, TLS, and their pool.
+"""The paid connections: sockets, and their pool.
 
 Rule 1: what is sent over them is exchange.py's: no redirects, retries, cookies, environment proxies, decompression.
-Rule 2: TLS 1.2 or later against the system's certificates, and those of a file; there is no switch that turns it off.
-Rule 3: nothing ever waits for a free connection: that wait would count as the call's own time.
+Rule 2: nothing ever waits for a free connection: that wait would count as the call's own time.
 """
 
 import socket
-import ssl
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-
-from banana_batch.errors import SettingsError
 
 CONNECT_TIMEOUT_S = 15.0  # TCP and TLS, for each address of the host
 ESTABLISH_TIMEOUT_S = 60.0  # name, all addresses, a proxy's tunnel: everything before the request's first byte
@@ -38,26 +33,9 @@ def paid_socket(address: tuple[Any, ...]) -> socket.socket:
     return made
 
 
-def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Return what the gateway's certificate is judged by.
-
-    Raises:
-        SettingsError: `ca_file` can't be read or holds no certificate.
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=ca_file)
-        except (OSError, ssl.SSLError) as failed:
-            raise SettingsError(f"--ca-file {ca_file}: {failed.strerror or 'no certificates in it'}") from None
-    return context
-
-
-def paid_connector(*, https: bool, proxy: str | None, ca_file: Path | None) -> aiohttp.TCPConnector:
-    """Open the pool of the paid calls. Loading the system's certificates is left out where there is no TLS."""
-    tls = tls_context(ca_file) if https or (proxy or "").startswith("https:") else True
-    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=paid_socket, ssl=tls)
+def paid_connector() -> aiohttp.TCPConnector:
+    """Open the pool of the paid calls."""
+    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=paid_socket)
 
 
 def connect_limits() -> aiohttp.ClientTimeout:

@@ -10,18 +10,18 @@ Rule 4: bytes, memory and time of a body are bounded (bodies.py); nothing is dec
 import asyncio
 import mmap
 import socket
-import ssl
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from banana_batch import __version__
-from banana_batch.errors import SettingsError
 from banana_batch.exchange import Exchange, Route, exchange
 from banana_batch.models import FetchFailed, PaidImage
+from banana_batch.trust import tls_context
 
 from . import bodies, classify, failures
 from .committer import Received
@@ -36,7 +36,7 @@ CONNECT_S = 15.0
 
 AddressInfo = tuple[Any, ...]
 SocketFactory = Callable[[AddressInfo], socket.socket]
-ConnectorFactory = Callable[[SocketFactory | None, ssl.SSLContext | bool], aiohttp.BaseConnector]
+ConnectorFactory = Callable[[SocketFactory | None], aiohttp.BaseConnector]
 
 _LIMITS = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
 _HEADERS = {"User-Agent": f"banana-batch/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"}
@@ -55,31 +55,10 @@ def guarded_socket(address_info: AddressInfo) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-def tcp_connector(factory: SocketFactory | None, tls: ssl.SSLContext | bool) -> aiohttp.BaseConnector:
+def tcp_connector(factory: SocketFactory | None) -> aiohttp.BaseConnector:
     """Make a connector over real sockets. A simulation hands in another one."""
     # limit=0: how many downloads run is the engine's decision; the library's limit would only hide the waiting.
-    return aiohttp.TCPConnector(
-        limit=0, socket_factory=factory, ssl=tls, resolver=aiohttp.ThreadedResolver(), ttl_dns_cache=10
-    )
-
-
-def tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
-    """Return the system's trust, TLS 1.2 or later, names checked (that is what True means), plus a file's.
-
-    Raises:
-        SettingsError: the file can't be used.
-    """
-    if ca_file is None:
-        return True
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_verify_locations(ca_file)
-    except (OSError, ssl.SSLError) as failure:
-        raise SettingsError(
-            f"--ca-file {ca_file}: {failure.strerror or failure}", "a file of PEM certificates"
-        ) from None
-    return context
+    return aiohttp.TCPConnector(limit=0, socket_factory=factory, resolver=aiohttp.ThreadedResolver(), ttl_dns_cache=10)
 
 
 class Downloader:
@@ -102,11 +81,13 @@ class Downloader:
     ) -> None:
         self._rules = rules
         self._proxy = proxy
-        tls = tls_context(ca_file)
+        self._trust = cache(partial(tls_context, ca_file))  # made where a url is https
+        if ca_file is not None:
+            self._trust()  # a bad file is told before anything is paid for
         guard = None if proxy else guarded_socket
         # Two pools: a connection to a host that the user vouches for never serves a url that must be guarded.
-        self._guarded = connector(guard, tls)
-        self._vouched = connector(None, tls)
+        self._guarded = connector(guard)
+        self._vouched = connector(None)
         self._buffers: list[mmap.mmap] = []
         self._routes: dict[tuple[str, str, bool], Route] = {}
 
@@ -170,7 +151,7 @@ class Downloader:
                 self._routes.clear()
             pool = self._guarded if allowed.guarded else self._vouched
             route = self._routes[way] = Route(
-                pool, allowed.url.origin(), limits=_LIMITS, proxy=self._proxy, headers=_HEADERS
+                pool, allowed.url.origin(), limits=_LIMITS, proxy=self._proxy, tls=self._trust, headers=_HEADERS
             )
         return route
 

@@ -11,8 +11,8 @@ Rule 2: of what the process does not tell, nothing is known: once it is certain 
         fetched here. That is free, and a file that has its name already is known by its bytes.
 Rule 3: it ends when the run does, however that ends, with the group that it is storing then. Until then it holds the
         lock of `images/`, for which the next run waits (`lock_images`): a part of that run is never given a name by it.
-Rule 4: it gets no environment, and no arguments but numbers and paths. The key, which it keeps out of what hosts say,
-        comes over the socket; what could send a paid request is not even loaded there.
+Rule 4: it gets no arguments but numbers and paths, and of the environment only where certificates are. The key, which
+        it keeps out of what hosts say, comes over the socket; what could send a paid request is not even loaded there.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from types import TracebackType
 from msgspec import Struct, msgpack
 
 from banana_batch import __version__
-from banana_batch.collector import keep_what_is_loaded
+from banana_batch.loading import CERTIFICATE_PLACES, keep_what_is_loaded
 from banana_batch.models import SMALL_BYTES, FetchFailed, PaidImage, StoredImage
 from banana_batch.secret import NO_SECRET, Secret
 
@@ -44,7 +44,15 @@ END_S = 10.0  # it has nothing left to do when it is told to end
 
 # Neither site nor environment: the path is this process's own.
 _PYTHON = ("-I", "-S", "-c")
-_START = "import sys; sys.path += sys.argv[4:]; from banana_batch.images.outside import serve; serve(*sys.argv[1:4])"
+_START = """
+import gc, sys
+gc.disable()  # while everything is loaded
+sys.path += sys.argv[4:]
+from banana_batch.loading import nobody_trusted
+with nobody_trusted():
+    from banana_batch.images.outside import serve
+serve(*sys.argv[1:4])
+"""
 _READY = __version__.encode()  # a program that is replaced while it runs must not talk to its successor
 
 
@@ -270,7 +278,7 @@ class Outside:
         return subprocess.Popen(  # noqa: S603  # this very interpreter, on code of our own
             [sys.executable, *_PYTHON, _START, *map(str, descriptors), str(Path(__file__).parents[2]), *sys.path],
             pass_fds=descriptors,
-            env={},
+            env={name: os.environ[name] for name in CERTIFICATE_PLACES if name in os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,11 +1,13 @@
 """What other processes of this machine see of a run: command lines, core dumps, key files (S3, S4, S13)."""
 
+import asyncio
 import os
 import socket
 import ssl
 import threading
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,27 @@ async def test_a_gateway_that_cannot_be_trusted_gets_nothing(name: str) -> None:
             ended = await run_batch(folder / "out", peer.url, ["one", "two"], ca_file=ca_file)
         _check_untrusted(ended)
         assert peer.posts == []
+
+
+@pytest.mark.parametrize("trusted", [True, False], ids=["trusted", "not trusted"])
+async def test_the_command_trusts_whom_the_system_trusts(tmp_path: Path, manifest: Path, trusted: bool) -> None:
+    """Certificates that are left out while it loads are there when it calls; else 78, and nothing is sent."""
+    system = CERTIFICATES / "ca.pem" if trusted else os.devnull
+    async with gateway(tls=_served("good")) as peer:
+        ended = await asyncio.to_thread(
+            partial(
+                command,
+                "run",
+                manifest,
+                "--base-url",
+                peer.url,
+                cwd=tmp_path,
+                TT_API_KEY=KEY,
+                SSL_CERT_FILE=str(system),
+            )
+        )
+        assert len(peer.posts) == (1 if trusted else 0)
+    assert ended.code == (Exit.DONE if trusted else Exit.SETTINGS), ended.err
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1], ids=["1.0", "1.1"])

@@ -1,6 +1,7 @@
 """One request over aiohttp's connections without its session: written once, over a connection that holds nothing else."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -46,7 +47,9 @@ async def serving(script: Script) -> AsyncIterator[Peer]:
 async def route_to(url: URL) -> AsyncIterator[Route]:
     connector = aiohttp.TCPConnector(limit=0)
     try:
-        yield Route(connector, url, limits=LIMITS, proxy=None, headers={"X-Test": "yes"})
+        yield Route(
+            connector, url, limits=LIMITS, proxy=None, tls=ssl.create_default_context, headers={"X-Test": "yes"}
+        )
     finally:
         await connector.close()
 

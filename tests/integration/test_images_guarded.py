@@ -170,6 +170,18 @@ async def test_an_allowed_host_is_fetched_over_trusted_tls(tmp_path: Path) -> No
     assert len(peer.requests) == 1
 
 
+async def test_the_system_s_certificates_are_where_the_user_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SSL_CERT_FILE, as OpenSSL knows it: a company's own authority."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATES / "ca.pem"))
+    async with (
+        host(answer(PNG), tls=_tls("good")) as peer,
+        fetching(tmp_path, VENDOR, allow_hosts=[f"127.0.0.1:{peer.port}"]) as fetcher,
+    ):
+        assert isinstance(await fetcher.fetch(peer.image), StoredImage)
+
+
 async def test_a_large_image_comes_whole_over_tls(tmp_path: Path) -> None:
     """Past the parser, too, its bytes are those that were sent."""
     async with host(answer(LARGE), tls=_tls("good")) as peer:

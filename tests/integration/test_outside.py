@@ -127,6 +127,7 @@ _PROMISES = (
     guarded.test_at_most_three_redirects_are_followed,
     guarded.test_a_redirect_to_nowhere_is_a_failure_like_others,
     guarded.test_an_allowed_host_is_fetched_over_trusted_tls,
+    guarded.test_the_system_s_certificates_are_where_the_user_says,
     guarded.test_a_large_image_comes_whole_over_tls,
     guarded.test_an_untrusted_certificate_is_never_accepted,
 )
@@ -270,15 +271,21 @@ async def test_what_must_end_the_run_is_raised_by_it(tmp_path: Path) -> None:
         assert made.here == 2
 
 
-async def test_the_key_is_nowhere_and_kept_out_of_what_hosts_say(tmp_path: Path) -> None:
+async def test_the_key_is_nowhere_and_kept_out_of_what_hosts_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not in its environment nor in its arguments; a host that says the key is not quoted."""
+    monkeypatch.setenv("TT_API_KEY", KEY)
+    monkeypatch.setenv("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     async with (
         host(answer(PNG, f"Content-Type: image/{KEY}")) as peer,
         watched(tmp_path, peer, secret=Secret(KEY)) as made,
     ):
         await made.settled()
         proc = Path(f"/proc/{made.process.pid}")
-        assert (proc / "environ").read_bytes() == b""
+        environ = (proc / "environ").read_bytes().split(b"\0")
+        assert {line.partition(b"=")[0] for line in environ} == {b"SSL_CERT_FILE", b""}
         assert KEY.encode() not in (proc / "cmdline").read_bytes()
         stored = await made.fetch(image(peer))
         assert isinstance(stored, StoredImage)
