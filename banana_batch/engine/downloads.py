@@ -28,13 +28,16 @@ READY_LIMIT = 1000  # a host that is slow, not down: what waits stays bounded
 GONE_LIMIT = 3  # safety.md, section 2: buying on would lose more
 _GONE_HINT = "run sooner after a stop: urls expire; look at the account before going on"
 PAGE = 256
+# Small images wait for their group longer than they were on their way: of them so many times as many may be fetched,
+# as long as that is no more memory than twice as many of the largest small ones.
+MAX_CROWD = 4
 
 
 class Downloads:
     """The images that wait, and the loop that each fetching task runs.
 
     Args:
-        width: Images being fetched at most, of large ones; `work` is run by twice as many tasks.
+        width: Images being fetched at most, of large ones; `work` is run by MAX_CROWD times as many tasks.
         wait_s: How long to go on after the last paid call for images that can't be fetched yet.
         on_stop: Told of what must end the run: a broken disk, an address that may not be fetched.
     """
@@ -60,7 +63,7 @@ class Downloads:
         self._order = count()
         self._waiters = Waiters(clock)
         self._fetching = 0
-        self._small = False
+        self._crowd = 1
         self._earlier_left = True
         self._refilling = asyncio.Lock()
         self._closing_at_s: float | None = None
@@ -119,7 +122,7 @@ class Downloads:
         if isinstance(result, FetchFailed):
             await self._failed(image, result)
             return
-        self._small = result.bytes <= SMALL_BYTES
+        self._crowd = _crowd(result.bytes)
         await self._store.finish(image.index, result)
         self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
         outage, self._failed_in_row = self._failed_in_row >= OUTAGE, 0
@@ -167,9 +170,7 @@ class Downloads:
 
     async def _take(self) -> PaidImage | None:
         while True:
-            # Small ones wait for their group longer than they were on their way: of them twice as many may.
-            full = self._fetching >= (self._width * 2 if self._small else self._width)
-            if full:
+            if self._fetching >= self._width * self._crowd:
                 await self._waiters.wait()
             elif self._due and self._due[0][0] <= self._clock.monotonic_s():
                 return heapq.heappop(self._due)[2]
@@ -193,3 +194,7 @@ class Downloads:
             self._ready.extend(page)
             self._earlier_left = bool(page)
         self._waiters.wake_all()
+
+
+def _crowd(size: int) -> int:
+    return 1 if size > SMALL_BYTES else min(MAX_CROWD, 2 * SMALL_BYTES // max(1, size))

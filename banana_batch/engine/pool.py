@@ -18,7 +18,7 @@ from banana_batch.errors import BananaError, Exit, bug_text
 from banana_batch.models import PaidImage, QueuedJob
 from banana_batch.ports import Clock, Disk, Endpoint, Events, Images, Pacer, Store
 
-from .downloads import Downloads
+from .downloads import MAX_CROWD, Downloads
 from .feed import Feed
 from .sending import Rules, Sending, reserve
 from .stops import Stop, Streak
@@ -159,7 +159,7 @@ class Pool:
                     self._downloads.close()
                 workers += [
                     group.create_task(self._downloads.work(), name=f"fetch-{number}")
-                    for number in range(1, self._config.fetchers * 2 + 1)
+                    for number in range(1, self._config.fetchers * MAX_CROWD + 1)
                 ]
                 await asyncio.wait(workers)
                 watch.cancel()

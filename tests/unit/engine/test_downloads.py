@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from banana_batch.engine.downloads import Downloads
+from banana_batch.engine.downloads import MAX_CROWD, Downloads
 from banana_batch.models import SMALL_BYTES, PaidImage, StoredImage
 from banana_batch.pacing.clock import SystemClock
 from banana_batch.ports import Events, Images, Pacer, Store
@@ -27,7 +27,7 @@ class World:
     async def fetch(self, image: PaidImage) -> StoredImage:
         self.at_once += 1
         self.most = max(self.most, self.at_once)
-        for _ in range(4 * WIDTH):
+        for _ in range(8 * WIDTH):
             await asyncio.sleep(0)
         self.at_once -= 1
         return StoredImage(f"images/{image.index}.png", self.size, "0" * 64, 1, 1, "image/png")
@@ -42,16 +42,22 @@ class World:
         assert event == "stored", facts
 
 
-@pytest.mark.parametrize(("size", "most"), [(SMALL_BYTES + 1, WIDTH), (SMALL_BYTES, 2 * WIDTH)])
-async def test_twice_as_many_small_images_as_large_ones(size: int, most: int) -> None:
-    """A large one holds a buffer while it comes; a small one mostly waits for its group. None is forgotten."""
+@pytest.mark.parametrize(
+    ("size", "most"),
+    [(SMALL_BYTES + 1, WIDTH), (SMALL_BYTES, 2 * WIDTH), (SMALL_BYTES // 2, 4 * WIDTH), (1, 4 * WIDTH)],
+)
+async def test_more_small_images_than_large_ones(size: int, most: int) -> None:
+    """A large one holds a buffer while it comes; a small one mostly waits for its group. None is forgotten.
+
+    The memory of those that are under way is bounded: the smaller they are, the more.
+    """
     world = World(size)
     downloads = Downloads(
         cast("Store", world), cast("Images", world), SystemClock(), cast("Events", world), cast("Pacer", world),
         width=WIDTH, wait_s=60.0, rng=random.Random(1), on_stop=lambda stop: pytest.fail(stop.message),
     )  # fmt: skip
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        for _ in range(2 * WIDTH):
+        for _ in range(MAX_CROWD * WIDTH):
             group.create_task(downloads.work())
         for index in range(IMAGES):
             downloads.put(PaidImage(index, str(index), "https://x/", f"{index}", None))
