@@ -1,5 +1,6 @@
 """Composition root: opens everything a run needs in one stack, runs it, closes it, tells how it went."""
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from .errors import REASONS, BananaError, DiskError, Exit, KeyRefused
 from .estimating import Estimate, Estimates
 from .images.fetcher import COMMIT_THREADS, DISK_THREADS
 from .lifecycle import JobState
+from .listing import Listing
 from .mending import recover, share_images
 from .pacing.deadlines import deadline
 from .pacing.pacer import Pacer
@@ -29,7 +31,6 @@ from .report.fanout import Fanout
 from .report.log import RunLog
 from .report.markdown import write_summary
 from .report.results import FILE_NAME as RESULTS_NAME
-from .report.results import result_dict, write_results
 from .report.tally import Tally
 from .secret import Secret
 from .settings import TIMEOUT_4K_S, TIMEOUT_S
@@ -130,10 +131,13 @@ class Run:
         async with contextlib.AsyncExitStack() as stack:
             log = self._open_log(stack)
             room = Room(self._work.out)
-            self._events = Fanout([self.tally, log, room, self._view, self._estimates])
+            listing = Listing(self._work.out, self._executor(1, "results", stack))
+            stack.callback(listing.close)
+            self._events = Fanout([self.tally, log, room, self._view, self._estimates, listing])
             base_url = await self._gateway(begun.db, stack)
-            endpoint = await self._endpoint(base_url, stack)
-            images = await self._images(base_url, stack)
+            wires = await stack.enter_async_context(contextlib.AsyncExitStack())
+            endpoint = await self._endpoint(base_url, wires)
+            images = await self._images(base_url, wires)
             thread = self._executor(1, "state", stack)
             store = self._store = StateStore(begun.db, thread, self._clock, begun.run, self._work.out)
             stack.callback(store.release)
@@ -152,7 +156,7 @@ class Run:
                 rng=self._machinery.rng,
                 confirm=self._confirm_spending,
             )
-            self._tell_start(begun, prepared)
+            listing.calls = self._tell_start(begun, prepared)
             self._pool = pool
             if self._early is not None:
                 pool.drain(self._early)
@@ -161,7 +165,14 @@ class Run:
             stops = [*ending.stops, *self._pacer_stop(pacer, ending)]
             await share_images(store, self._work.out, self._clock, self._events)
             code = await store.do(lambda db: self._close_run(db, begun, stops, limited=ending.limited))
-            account = self._account(begun, code)
+            # What is still connected is closed while the thread of the state, which has no more to do, writes.
+            closing = asyncio.ensure_future(wires.aclose())
+            try:
+                account, trouble = await asyncio.wrap_future(thread.submit(self._record, begun, code, listing))
+            finally:
+                await closing
+            if trouble is not None:
+                self._events.emit("note", message=trouble)
             self._events.emit("run_ended", exit=int(code), reason=REASONS[code])
         return account
 
@@ -289,10 +300,12 @@ class Run:
             grace_s=settings.grace_s,
         )
 
-    def _tell_start(self, begun: _Begun, prepared: Prepared) -> None:
+    def _tell_start(self, begun: _Begun, prepared: Prepared) -> int:
+        """Return how many jobs are to be sent for the first time."""
         states = queries.counts(begun.db)
         mine = queries.manifest_counts(begun.db)
         todo = mine[JobState.PENDING] if self._work.sends else 0
+        todo = min(todo, self._settings.limit or todo)
         for warning in prepared.warnings[:10]:
             self._view.emit("note", message=str(warning))
         self._events.emit(
@@ -300,9 +313,10 @@ class Run:
             run=begun.run,
             out=str(self._work.out),
             jobs={state.value: count for state, count in states.items()},
-            todo=min(todo, self._settings.limit or todo) + states[JobState.PAID],
+            todo=todo + states[JobState.PAID],
             budget_micro=self._settings.budget,
         )
+        return todo
 
     # While it runs.
 
@@ -340,8 +354,8 @@ class Run:
         runs.end_run(db, begun.run, self._clock.wall_us(), code)
         return code
 
-    def _account(self, begun: _Begun, code: Exit) -> Account:
-        """Write what people read afterwards; a full disk takes nothing from the state."""
+    def _record(self, begun: _Begun, code: Exit, listing: Listing) -> tuple[Account, str | None]:
+        """Write what people read afterwards; return it, and what failed: a full disk takes nothing from the state."""
         db, out = begun.db, self._work.out
         span = Span(
             begun.started_us,
@@ -362,11 +376,11 @@ class Run:
         )
         try:
             if begun.changed or self._estimates.changed or not (out / RESULTS_NAME).exists():
-                write_results(out, map(result_dict, queries.results(db)))
+                listing.write(db)
             write_summary(out, account)
         except DiskError as failed:
-            self._view.emit("note", message=f"the results could not be written: {failed}; banana-batch export {out}")
-        return account
+            return account, f"the results could not be written: {failed}; banana-batch export {out}"
+        return account, None
 
 
 def _close(db: sqlite3.Connection) -> None:

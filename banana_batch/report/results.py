@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from pydantic_core import from_json, to_json
 
@@ -93,22 +93,31 @@ def json_line(result: Mapping[str, Any]) -> bytes:
     return line.replace(b"\x7f", b"\\u007f")  # ASCII too, and a control
 
 
+def add_results(file: BinaryIO, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write a line for each object; return how many.
+
+    Args:
+        rows: From `result_dict`, in manifest order.
+    """
+    count = 0
+    for row in rows:
+        file.write(json_line(row))
+        count += 1
+    return count
+
+
 def write_results(folder: Path | int, rows: Iterable[Mapping[str, Any]]) -> int:
     """Replace results.jsonl by these objects; return how many.
 
     Args:
         folder: The output folder, or an open descriptor of it.
-        rows: From `result_dict`, in manifest order.
+        rows: See `add_results`.
 
     Raises:
         DiskError: it could not be written; the old file is as it was.
     """
-    count = 0
     with replaced(folder, FILE_NAME) as file:
-        for row in rows:
-            file.write(json_line(row))
-            count += 1
-    return count
+        return add_results(file, rows)
 
 
 def write_csv(stream: TextIO, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -165,16 +165,16 @@ def sums_agree(db: sqlite3.Connection) -> bool:
 
 
 def results(
-    db: sqlite3.Connection, state: JobState | None = None, *, manifest_only: bool = False
+    db: sqlite3.Connection, state: JobState | None = None, *, manifest_only: bool = False, skip: int = 0
 ) -> Iterator[sqlite3.Row]:
-    """Yield a row for each job, in the manifest's order; jobs that are not in it come last, by index."""
+    """Yield a row for each job but the first `skip`, in the manifest's order; jobs not in it come last, by index."""
     where, values = ("WHERE state = ?", (state,)) if state else ("", ())
     if manifest_only:
         where = "WHERE position IS NOT NULL"
     # Places are sorted, out of an index alone, and not what stands there: a quarter of the time. The limit keeps
     # SQLite from merging the two.
-    placed = f"SELECT job FROM jobs {where} ORDER BY position IS NULL, position, job LIMIT -1"
-    yield from db.execute(f"WITH placed AS ({placed}) {_RESULTS}", values)
+    placed = f"SELECT job FROM jobs {where} ORDER BY position IS NULL, position, job LIMIT -1 OFFSET ?"
+    yield from db.execute(f"WITH placed AS ({placed}) {_RESULTS}", (*values, skip))
 
 
 def result(db: sqlite3.Connection, job: int) -> sqlite3.Row:
@@ -243,11 +243,14 @@ def run_kinds(db: sqlite3.Connection, first_attempt: int) -> list[KindSums]:
     """Return the sums by model × size of the attempts from `first_attempt` on: a run's own."""
     rows = db.execute(
         """
-        SELECT model, image_size, sum(outcome IN ('paid', 'unpriced')) AS images,
-          sum(iif(outcome IN ('paid', 'charged'), credits, 0)) AS spent,
-          sum(iif(outcome IN ('doubt', 'unpriced', 'sending'), reserved, 0)) AS at_risk,
-          sum(iif(wasted AND outcome IN ('paid', 'charged'), credits, 0)) AS wasted, kind
-        FROM attempts JOIN kinds USING (kind) WHERE attempt >= ? GROUP BY kind ORDER BY spent DESC
+        WITH sums AS (
+          SELECT kind, sum(outcome IN ('paid', 'unpriced')) AS images,
+            sum(iif(outcome IN ('paid', 'charged'), credits, 0)) AS spent,
+            sum(iif(outcome IN ('doubt', 'unpriced', 'sending'), reserved, 0)) AS at_risk,
+            sum(iif(wasted AND outcome IN ('paid', 'charged'), credits, 0)) AS wasted
+          FROM attempts WHERE attempt >= ? GROUP BY kind)
+        SELECT model, image_size, images, sums.spent, at_risk, wasted, kind
+        FROM sums JOIN kinds USING (kind) ORDER BY sums.spent DESC
         """,
         (first_attempt,),
     ).fetchall()
@@ -274,10 +277,12 @@ def notable(
     """Return index, id, kind, latency and credits of the five slowest, or dearest, paid jobs of a run."""
     rows = db.execute(
         f"""
-        SELECT attempts.job, id, model, image_size, latency_s, credits
-        FROM attempts JOIN jobs USING (job) JOIN kinds ON kinds.kind = attempts.kind
-        WHERE attempts.attempt >= ? AND outcome = 'paid' AND {by} IS NOT NULL
-        ORDER BY {by} DESC, attempts.attempt LIMIT 5
+        WITH notable AS (
+          SELECT attempt, job, kind, latency_s, credits FROM attempts
+          WHERE attempt >= ? AND outcome = 'paid' AND {by} IS NOT NULL ORDER BY {by} DESC, attempt LIMIT 5)
+        SELECT job, id, model, image_size, latency_s, credits
+        FROM notable JOIN jobs USING (job) JOIN kinds ON kinds.kind = notable.kind
+        ORDER BY {by} DESC, notable.attempt
         """,
         (first_attempt,),
     )

@@ -1,0 +1,99 @@
+"""results.jsonl, begun while the last calls are out: at the end only what they bring is left to be written.
+
+Rule 1: early come only rows that nothing in a run changes any more, up to the first one that may change.
+Rule 2: all or nothing: whatever goes wrong with an early part, the whole is written at the end.
+"""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack, closing, suppress
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from .errors import BananaError
+from .lifecycle import JobState
+from .report.atomic import replaced
+from .report.results import FILE_NAME, add_results, result_dict, write_results
+from .store import database, queries
+
+ROOM_BYTES = 1 << 30  # what is left of a disk is for the images that still come
+
+_SETTLED = frozenset({JobState.DONE, JobState.FAILED, JobState.DROPPED})
+
+
+class _Early(NamedTuple):
+    """The file on its way, and how many rows are in it."""
+
+    file: BinaryIO
+    rows: int
+
+
+class _Unwanted(Exception):
+    """An early part is not to become the results."""
+
+
+class Listing:
+    """Writes the results; hears when the last call leaves (`ports.Events`).
+
+    Args:
+        executor: Writes the early part; of one thread.
+
+    Attributes:
+        calls: Jobs that are to be sent, for the first time in this run; 0: not known.
+    """
+
+    hears = frozenset({"sent"})
+
+    def __init__(self, out: Path, executor: Executor) -> None:
+        self.calls = 0
+        self._out = out
+        self._executor = executor
+        self._sent = 0
+        self._over = False
+        self._open = ExitStack()
+        self._early: Future[_Early | None] | None = None
+
+    def emit(self, _event: str, /, **_facts: object) -> None:
+        """See ports.Events. A call that is repeated counts twice: then it begins a little sooner."""
+        self._sent += 1
+        if self._sent == self.calls:
+            self._early = self._executor.submit(self._begin)
+
+    def write(self, db: sqlite3.Connection) -> None:
+        """Replace the results by those of the batch as it is now. Blocks.
+
+        Raises:
+            DiskError: they could not be written; the old file is as it was.
+        """
+        early = self._early.result() if self._early else None
+        if early is None or not os.fstat(early.file.fileno()).st_nlink:  # a later writer took it for a dead one's
+            self.close()
+            write_results(self._out, map(result_dict, queries.results(db)))
+            return
+        with self._open.pop_all():
+            add_results(early.file, map(result_dict, queries.results(db, skip=early.rows)))
+
+    def close(self) -> None:
+        """Leave no early part behind."""
+        self._over = True
+        if self._early is not None:
+            self._early.result()
+        with suppress(_Unwanted, BananaError), self._open.pop_all():
+            raise _Unwanted
+
+    def _begin(self) -> _Early | None:
+        try:
+            if shutil.disk_usage(self._out).free < ROOM_BYTES:
+                return None
+            with closing(database.open_reader(self._out)) as db:
+                file = self._open.enter_context(replaced(self._out, FILE_NAME))
+                return _Early(file, add_results(file, map(result_dict, self._settled(db))))
+        except Exception:  # noqa: BLE001  # it comes to light, and is told, when all is written at the end
+            return None
+
+    def _settled(self, db: sqlite3.Connection) -> Iterator[Any]:
+        return takewhile(lambda row: row["state"] in _SETTLED and not self._over, queries.results(db))
