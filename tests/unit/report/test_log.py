@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from banana_batch.errors import OutputError
 from banana_batch.report import log
@@ -52,6 +54,38 @@ def test_a_line_can_not_be_forged_or_blown_up(tmp_path: Path) -> None:
     assert record["event"] == "answered"
     assert len(record["message"]) == 512
     assert record["nested"]["k "][1] is None
+
+
+@given(
+    event=st.sampled_from(sorted(log.ROUTINE)),
+    facts=st.dictionaries(
+        st.sampled_from(["index", "id", "message", "path", "latency_s"]),
+        st.one_of(
+            st.none(),
+            st.booleans(),
+            st.integers(-(2**53), 2**53),
+            st.floats(0, 1e9),
+            st.text(),
+            st.text("ab/", max_size=9),
+        ),
+    ),
+)
+def test_the_quick_way_writes_what_the_careful_one_writes(event: str, facts: dict[str, object]) -> None:
+    """Of whatever a job's events may hold; what has to be cut or cleaned does not go the quick way."""
+    head: dict[str, object] = {"time": "2025-11-22T12:00:00.000000Z", "event": event}
+    floats = {name: round(value, 6) for name, value in facts.items() if isinstance(value, float)}
+    quick = log._plain_line(head, facts | floats)
+    if quick is not None:
+        assert quick == RunLog._bounded_line(RunLog.__new__(RunLog), head, facts | floats)
+    else:
+        assert any(
+            not str(value).isprintable()
+            or not str(value).isascii()
+            or '"' in str(value)
+            or "\\" in str(value)
+            or len(str(value)) > 300
+            for value in facts.values()
+        )
 
 
 def test_a_secret_is_removed_before_a_cut_can_split_it(tmp_path: Path) -> None:
