@@ -47,6 +47,9 @@ ASK_ABOVE_MICRO = 1000 * money.MICRO
 MAX_FETCHERS = 64
 MIN_FETCHERS = 4
 WIDE = 256  # calls in flight of which the images come in bursts
+# Small images under way, times the fetchers: while one group is stored, the next comes. A burst has time until the
+# next one, and its calls go first.
+CROWD, CROWD_OF_BURSTS = 4, 2
 __all__ = ["LOG_NAME", "Machinery", "Run", "View", "Work"]
 
 _OF_IMAGES = frozenset({JobState.PAID, JobState.LOST})
@@ -296,6 +299,7 @@ class Run:
             rules=Rules(settings.caps, settings.retries, ASK_ABOVE_MICRO if asks else None),
             limit=settings.limit,
             resend=resend,
+            crowd=CROWD_OF_BURSTS if settings.concurrency >= WIDE else CROWD,
             download_wait_s=settings.download_wait,
             grace_s=settings.grace_s,
         )

@@ -28,23 +28,22 @@ READY_LIMIT = 1000  # a host that is slow, not down: what waits stays bounded
 GONE_LIMIT = 3  # safety.md, section 2: buying on would lose more
 _GONE_HINT = "run sooner after a stop: urls expire; look at the account before going on"
 PAGE = 256
-# Small images wait for their group longer than they were on their way: of them so many times as many may be fetched,
-# as long as that is no more memory than twice as many of the largest small ones.
-MAX_CROWD = 4
 
 
 class Downloads:
     """The images that wait, and the loop that each fetching task runs.
 
     Args:
-        width: Images being fetched at most, of large ones; `work` is run by MAX_CROWD times as many tasks.
+        width: Images being fetched at most, of large ones; `work` is run by `crowd` times as many tasks.
+        crowd: Small images wait for their group longer than they were on their way: of them so many times as many may
+            be fetched, as long as that is no more memory than twice as many of the largest small ones.
         wait_s: How long to go on after the last paid call for images that can't be fetched yet.
         on_stop: Told of what must end the run: a broken disk, an address that may not be fetched.
     """
 
     def __init__(
-        self, store: Store, images: Images, clock: Clock, events: Events, pacer: Pacer, *, width: int, wait_s: float,
-        rng: random.Random,
+        self, store: Store, images: Images, clock: Clock, events: Events, pacer: Pacer, *, width: int, crowd: int,
+        wait_s: float, rng: random.Random,
         on_stop: Callable[[Stop], None],
     ) -> None:  # fmt: skip
         self._store = store
@@ -63,6 +62,7 @@ class Downloads:
         self._order = count()
         self._waiters = Waiters(clock)
         self._fetching = 0
+        self._most_crowd = crowd
         self._crowd = 1
         self._earlier_left = True
         self._refilling = asyncio.Lock()
@@ -122,7 +122,7 @@ class Downloads:
         if isinstance(result, FetchFailed):
             await self._failed(image, result)
             return
-        self._crowd = _crowd(result.bytes)
+        self._crowd = 1 if result.bytes > SMALL_BYTES else min(self._most_crowd, _fitting(result.bytes))
         await self._store.finish(image.index, result)
         self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
         outage, self._failed_in_row = self._failed_in_row >= OUTAGE, 0
@@ -196,5 +196,5 @@ class Downloads:
         self._waiters.wake_all()
 
 
-def _crowd(size: int) -> int:
-    return 1 if size > SMALL_BYTES else min(MAX_CROWD, 2 * SMALL_BYTES // max(1, size))
+def _fitting(size: int) -> int:
+    return 2 * SMALL_BYTES // max(1, size)

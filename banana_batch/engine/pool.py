@@ -18,7 +18,7 @@ from banana_batch.errors import BananaError, Exit, bug_text
 from banana_batch.models import PaidImage, QueuedJob
 from banana_batch.ports import Clock, Disk, Endpoint, Events, Images, Pacer, Store
 
-from .downloads import MAX_CROWD, Downloads
+from .downloads import Downloads
 from .feed import Feed
 from .sending import Rules, Sending, reserve
 from .stops import Stop, Streak
@@ -31,7 +31,8 @@ class PoolConfig(Struct, frozen=True):
 
     Attributes:
         concurrency: Paid calls in flight at most; 0: send nothing (`download`).
-        fetchers: Images being fetched at most; of small ones twice as many.
+        fetchers: Images being fetched at most.
+        crowd: Of small ones so many times as many.
         limit: Jobs that may be sent for the first time; None: all.
         resend: Jobs in doubt may be sent again once.
         download_wait_s: See Downloads.
@@ -43,6 +44,7 @@ class PoolConfig(Struct, frozen=True):
     rules: Rules
     limit: int | None = None
     resend: bool = False
+    crowd: int = 4
     download_wait_s: float = 900.0
     grace_s: float = 630.0
 
@@ -112,6 +114,7 @@ class Pool:
             events,
             pacer,
             width=config.fetchers,
+            crowd=config.crowd,
             wait_s=config.download_wait_s,
             rng=rng,
             on_stop=self._shared.stop,
@@ -159,7 +162,7 @@ class Pool:
                     self._downloads.close()
                 workers += [
                     group.create_task(self._downloads.work(), name=f"fetch-{number}")
-                    for number in range(1, self._config.fetchers * MAX_CROWD + 1)
+                    for number in range(1, self._config.fetchers * self._config.crowd + 1)
                 ]
                 await asyncio.wait(workers)
                 watch.cancel()

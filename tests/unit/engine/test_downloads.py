@@ -7,12 +7,12 @@ from typing import cast
 
 import pytest
 
-from banana_batch.engine.downloads import MAX_CROWD, Downloads
+from banana_batch.engine.downloads import Downloads
 from banana_batch.models import SMALL_BYTES, PaidImage, StoredImage
 from banana_batch.pacing.clock import SystemClock
 from banana_batch.ports import Events, Images, Pacer, Store
 
-WIDTH, IMAGES = 3, 40
+WIDTH, CROWD, IMAGES = 3, 4, 40
 
 
 class World:
@@ -54,10 +54,10 @@ async def test_more_small_images_than_large_ones(size: int, most: int) -> None:
     world = World(size)
     downloads = Downloads(
         cast("Store", world), cast("Images", world), SystemClock(), cast("Events", world), cast("Pacer", world),
-        width=WIDTH, wait_s=60.0, rng=random.Random(1), on_stop=lambda stop: pytest.fail(stop.message),
+        width=WIDTH, crowd=CROWD, wait_s=60.0, rng=random.Random(1), on_stop=lambda stop: pytest.fail(stop.message),
     )  # fmt: skip
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        for _ in range(MAX_CROWD * WIDTH):
+        for _ in range(CROWD * WIDTH):
             group.create_task(downloads.work())
         for index in range(IMAGES):
             downloads.put(PaidImage(index, str(index), "https://x/", f"{index}", None))
