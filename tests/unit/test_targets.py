@@ -1,7 +1,7 @@
 """A short fuzz of all that reads what others wrote; tests/torture/fuzz.py is the long one."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.torture.fuzz import mutated
@@ -20,7 +20,7 @@ def test_any_bytes_keep_the_promise(name: str) -> None:
     for data in (*seeds, *REGRESSIONS.get(name, ())):
         target(data)
 
-    @settings(max_examples=60, deadline=None, database=None)
+    @settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.one_of(st.binary(max_size=120), st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))))
     def whatever(data: bytes) -> None:
         target(data)
