@@ -80,6 +80,7 @@ class Run:
         self._secret = Secret("")
         self._pool: Pool | None = None
         self._early: Stop | None = None
+        self._aborted = False
         self._store: StateStore | None = None
         self._estimates = Estimates(work.settings.caps.max_price)
 
@@ -100,7 +101,7 @@ class Run:
 
     def abort(self, stop: Stop) -> None:
         """Cut calls in flight off: they are in doubt."""
-        self._early = stop
+        self._early, self._aborted = stop, True
         if self._pool is not None:
             self._pool.abort(stop)
 
@@ -162,7 +163,7 @@ class Run:
             listing.calls = self._tell_start(begun, prepared)
             self._pool = pool
             if self._early is not None:
-                pool.drain(self._early)
+                (pool.abort if self._aborted else pool.drain)(self._early)
             ending = await pool.run()
             self._pool = None
             stops = [*ending.stops, *self._pacer_stop(pacer, ending)]

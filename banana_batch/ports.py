@@ -4,7 +4,8 @@ Rule 1: the engine knows these and no implementation; so it runs without network
 Rule 2: outcomes are values. Only what must end the run is raised.
 """
 
-from collections.abc import Awaitable, Sequence
+import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from .models import (
@@ -86,7 +87,7 @@ class Store(Protocol):
         Only after this may a byte leave.
         """
 
-    def settle(self, attempt: int, job: QueuedJob, settled: Settled) -> Awaitable[PaidImage | None]:
+    def settle(self, attempt: int, job: QueuedJob, settled: Settled) -> "asyncio.Future[PaidImage | None]":
         """Close an attempt and move its job, in one commit; results in the image to fetch if it is paid.
 
         Under way once this returns, whether or not it is awaited, and durable no later than what is begun after it.

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from banana_batch.errors import BananaError, Exit, bug_text
 from banana_batch.models import SMALL_BYTES, FetchFailed, PaidImage
 from banana_batch.ports import Clock, Events, Images, Pacer, Store
+from banana_batch.text import duration_text
 
 from .stops import Stop
 from .waiting import Waiters
@@ -37,7 +38,8 @@ class Downloads:
         width: Images being fetched at most, of large ones; `work` is run by `crowd` times as many tasks.
         crowd: Small images wait for their group longer than they were on their way: of them so many times as many may
             be fetched, as long as that is no more memory than twice as many of the largest small ones.
-        wait_s: How long to go on after the last paid call for images that can't be fetched yet.
+        wait_s: How long to go on after the last paid call for images that can't be fetched yet, and with calls held
+            back for them: from the last one that came.
         on_stop: Told of what must end the run: a broken disk, an address that may not be fetched.
     """
 
@@ -69,6 +71,8 @@ class Downloads:
         self._closing_at_s: float | None = None
         self._impatient = False
         self._held = False
+        self._late_since_s: float | None = None
+        self._gave_up = False
 
     @property
     def waiting(self) -> int:
@@ -85,7 +89,7 @@ class Downloads:
     def close(self) -> None:
         """No more images will be put: the last paid call has ended."""
         if self._closing_at_s is None:
-            self._closing_at_s = self._clock.monotonic_s() + self._wait_s
+            self._closing_at_s = self._clock.monotonic_s() + (0.0 if self._gave_up else self._wait_s)
         self._waiters.wake_all()
 
     def hurry(self) -> None:
@@ -96,9 +100,13 @@ class Downloads:
 
     async def work(self) -> None:
         """Fetch until nothing is left, or the time is over. Run by several tasks."""
-        while (image := await self._take()) is not None:
-            self._fetching += 1
+        while True:
+            image = None
             try:
+                image = await self._take()
+                if image is None:
+                    break
+                self._fetching += 1
                 await self._fetch(image)
             except BananaError as failed:
                 self._on_stop(Stop(failed.exit, str(failed), failed.hint or ""))
@@ -107,7 +115,8 @@ class Downloads:
                 self._on_stop(Stop(Exit.BUG, bug_text(failed), "please report it"))
                 self._give_up()
             finally:
-                self._fetching -= 1
+                if image is not None:
+                    self._fetching -= 1
             self._balance()
         self._waiters.wake_all()
 
@@ -122,6 +131,7 @@ class Downloads:
         if isinstance(result, FetchFailed):
             await self._failed(image, result)
             return
+        self._late_since_s = None
         self._crowd = 1 if result.bytes > SMALL_BYTES else min(self._most_crowd, _fitting(result.bytes))
         await self._store.finish(image.index, result)
         self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
@@ -160,13 +170,26 @@ class Downloads:
         heapq.heappush(self._due, (again_at_s, next(self._order), tried))
 
     def _balance(self) -> None:
-        late = len(self._due) > BACKLOG_LIMIT or len(self._ready) > READY_LIMIT
-        if late != self._held:
-            self._held = late
-            if late:
+        late = len(self._due) > BACKLOG_LIMIT
+        if late:
+            self._end_where_none_comes()
+        hold = late or len(self._ready) > READY_LIMIT
+        if hold != self._held:
+            self._held = hold
+            if hold:
                 self._pacer.hold(BACKLOG)
             else:
                 self._pacer.release(BACKLOG)
+
+    def _end_where_none_comes(self) -> None:
+        """Calls wait for images that never come: a run must not wait for them for ever."""
+        now_s = self._clock.monotonic_s()
+        if self._late_since_s is None:
+            self._late_since_s = now_s
+        elif not self._gave_up and self._closing_at_s is None and now_s - self._late_since_s >= self._wait_s:
+            self._gave_up = True
+            text = f"no image could be fetched for {duration_text(self._wait_s)}; {self.waiting} paid ones wait"
+            self._on_stop(Stop(Exit.UNAVAILABLE, text, "run again later: they are fetched first"))
 
     async def _take(self) -> PaidImage | None:
         while True:

@@ -1,5 +1,6 @@
 """What all workers of a run share, and the credits that are set aside before each call."""
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
@@ -114,14 +115,25 @@ async def _ask(shared: Sending) -> None:
         await shared.waiters.wait()
         return
     shared.asking = True
+    question = asyncio.ensure_future(shared.confirm())
+    stopped = asyncio.ensure_future(_stopped(shared))
     try:
-        agreed = await shared.confirm()
+        # An order to stop needs no answer any more.
+        await asyncio.wait({question, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        agreed = question.done() and question.result()
     finally:
         shared.asking = False
+        question.cancel()
+        stopped.cancel()
     shared.asked = True
-    if not agreed:
+    if not agreed and not shared.stops:
         shared.stop(Stop(Exit.STOPPED, "stopped before spending more, as you said", "run again to go on"))
     shared.waiters.wake_all()
+
+
+async def _stopped(shared: Sending) -> None:
+    while not shared.stops:
+        await shared.waiters.wait()
 
 
 def budget_reached(left: int) -> Stop:

@@ -6,12 +6,13 @@ Rule 2: a worker returns outcomes as values. It raises only when it is cancelled
 Rule 3: whatever ends a call, its attempt is settled by the evidence; what has none is in doubt.
 """
 
-from collections.abc import Awaitable
+import asyncio
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from banana_batch.errors import BananaError, Exit
+from banana_batch.errors import Exit
 from banana_batch.lifecycle import Event, Settlement
 from banana_batch.models import Outcome, PaidImage, QueuedJob, Reply, Reserve, SendTrace, Settled, Signal
 
@@ -42,7 +43,7 @@ class _Ended(Struct):
     reply: Reply
     settled: Settled
     expected: int
-    settling: Awaitable[PaidImage | None]
+    settling: "asyncio.Future[PaidImage | None]"
     paced: bool = False
 
 
@@ -86,6 +87,7 @@ async def _call(shared: Sending, job: QueuedJob, attempt: int, held: Reserve) ->
         price = shared.store.price_micro(job.kind)
         settled = _settled(shared, job, reply)
         settling = shared.store.settle(attempt, job, settled)
+        settling.add_done_callback(partial(_tell_unrecorded, shared, job, reply))
         return _Ended(job, attempt, reply, settled, held.micro if price is None else price, settling)
     except BaseException:
         try:
@@ -168,13 +170,8 @@ async def _conclude(shared: Sending, ended: _Ended) -> None:
 
 async def _act_on(shared: Sending, ended: _Ended) -> None:
     job, reply, settled = ended.job, ended.reply, ended.settled
-    try:
-        image = await ended.settling
-    except BananaError:
-        # The last resort for a paid answer that no disk takes: the log and the screen.
-        url = reply.answer.image_url if reply.answer else None
-        shared.events.emit("unrecorded", index=job.index, id=job.id, verdict=reply.verdict.name, image_url=url)
-        raise
+    # Whoever is cancelled here leaves the settlement under way, and whoever hears of its failure with it.
+    image = await (ended.settling if ended.settling.done() else asyncio.shield(ended.settling))
     _tell(shared, ended)
     if settled.settlement is Settlement.PAID:
         _hold_the_budget(shared, ended)
@@ -188,6 +185,15 @@ async def _act_on(shared: Sending, ended: _Ended) -> None:
     rule = shared.streak.see(reply.verdict)
     if rule is not None:
         shared.stop(Stop(rule.exit, f"the endpoint answered: {reply.message or reply.verdict.name}", rule.hint))
+
+
+def _tell_unrecorded(
+    shared: Sending, job: QueuedJob, reply: Reply, settling: "asyncio.Future[PaidImage | None]"
+) -> None:
+    """The last resort for a paid answer that no disk takes: the log and the screen."""
+    if not settling.cancelled() and settling.exception() is not None:
+        url = reply.answer.image_url if reply.answer else None
+        shared.events.emit("unrecorded", index=job.index, id=job.id, verdict=reply.verdict.name, image_url=url)
 
 
 def _hold_the_budget(shared: Sending, ended: _Ended) -> None:

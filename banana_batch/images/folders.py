@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 from banana_batch.errors import DiskError, OutputError
@@ -130,11 +131,17 @@ def lock_images(folders: Folders) -> bool:
 
 def _make_below(parent: int, name: str) -> int:
     try:
-        return open_below(parent, name)
+        fd = open_below(parent, name)
     except FileNotFoundError:
-        os.mkdir(name, FOLDER_MODE, dir_fd=parent)
-        os.fsync(parent)
-        return open_below(parent, name)
+        with suppress(FileExistsError):  # made meanwhile: a run and its process may need the same one
+            os.mkdir(name, FOLDER_MODE, dir_fd=parent)
+        fd = open_below(parent, name)
+    try:
+        os.fsync(parent)  # whoever made it may not have come to that yet
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _mode(parent: int, name: str) -> int:

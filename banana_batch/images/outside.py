@@ -204,7 +204,7 @@ class Outside:
         self._soon = soon
         self._timer: asyncio.TimerHandle | None = None
         self._stored: deque[float] = deque(maxlen=many)
-        self._launched: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._launched: tuple[subprocess.Popen[bytes], socket.socket, bytes] | None = None
         self._helper: _Helper | None = None
 
     async def __aenter__(self) -> "Outside":
@@ -247,31 +247,35 @@ class Outside:
         if self._many is None:
             return
         self._many = None
+        ca_file = None if self._ca_file is None else str(self._ca_file)
         try:
+            terms = _pack(_Terms(self._gateway, self._allow_hosts, self._proxy, ca_file, self._secret.reveal()))
             ours, theirs = socket.socketpair()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a path that is no text
             return
         with theirs:
             try:
-                self._launched = self._started(theirs), ours
+                self._launched = self._started(theirs), ours, terms
             except (OSError, ValueError):
                 ours.close()
 
     async def _attach(self) -> None:
         """Talk to the process; it is asked once it says that it is ready."""
         assert self._launched is not None
-        (process, ours), self._launched = self._launched, None
+        (process, ours, terms), self._launched = self._launched, None
         helper = _Helper(process, self._disk)
         ours.setblocking(False)
         try:
             await asyncio.get_running_loop().create_connection(lambda: helper, sock=ours)
-        except BaseException:
+        except BaseException as failed:
             ours.close()
             process.kill()
+            if isinstance(failed, OSError):
+                await asyncio.get_running_loop().run_in_executor(self._disk, _reap, process, END_S)
+                return
             raise
         self._helper = helper
-        ca_file = None if self._ca_file is None else str(self._ca_file)
-        helper.send(_pack(_Terms(self._gateway, self._allow_hosts, self._proxy, ca_file, self._secret.reveal())))
+        helper.send(terms)
 
     def _started(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
         descriptors = theirs.fileno(), *self._here.descriptors

@@ -22,6 +22,7 @@ from banana_batch.text import MAX_MESSAGE_CHARS, printable
 
 from .background import Background
 from .moments import rfc3339
+from .phrases import MAX_URL_CHARS
 
 FLUSH_S = 0.2
 CLOSE_PATIENCE_S = 2.0
@@ -109,9 +110,12 @@ class RunLog:
         return (_plain_line(head, facts) if event in ROUTINE else None) or self._bounded_line(head, facts)
 
     def _bounded_line(self, head: dict[str, object], facts: dict[str, object]) -> str:
+        event = head["event"]
         record = dict(head)
         for name, value in facts.items():
-            record[name] = self._bounded(value, 0)
+            # The only trace of an answer that the state could not take is not cut.
+            whole = event == "unrecorded" and name == "image_url"
+            record[name] = printable(self._redact(str(value)), MAX_URL_CHARS) if whole else self._bounded(value, 0)
         # to_json takes a third of the time of json.dumps; it refuses what no UTF-8 can hold, which is cleaned above.
         return to_json(record, ensure_ascii=True, inf_nan_mode="null").decode() + "\n"
 

@@ -10,6 +10,8 @@ from typing import Any
 from banana_batch.money import credits_text, priced_text
 from banana_batch.text import duration_text, plural, printable
 
+MAX_URL_CHARS = 8192
+
 Facts = Mapping[str, Any]
 
 
@@ -35,6 +37,13 @@ def answered(facts: Facts) -> str:
     """Say that a request was refused for good or got no trustworthy answer."""
     what = "failed" if facts["outcome"] == "refused" else "in doubt"
     return f"{_job(facts)} {what}: {_why(facts['verdict'], facts['message'])}"
+
+
+def unrecorded(facts: Facts) -> str:
+    """Say where a paid image is that no disk took a note of: whole, as it is told nowhere else."""
+    url = facts["image_url"]
+    bought = f"its image is at {printable(str(url), MAX_URL_CHARS)}" if url else f"it ended with {facts['verdict']}"
+    return f"{_job(facts)} was answered and could not be recorded: {bought}"
 
 
 def fetch_failed(facts: Facts) -> str:
@@ -104,6 +113,7 @@ PHRASES: dict[str, Callable[[Facts], str]] = {
     "estimate": estimated,
     "answered": answered,
     "fetch_failed": fetch_failed,
+    "unrecorded": unrecorded,
     "incident_started": incident_started,
     "incident_ended": incident_ended,
     "dearer": dearer,

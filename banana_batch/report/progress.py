@@ -34,7 +34,7 @@ CLOSE_PATIENCE_S = 1.0
 TOLD_PER_CLASS = 3
 
 _MAX_LINES = 1000
-_URGENT = frozenset({"stop", "gave_up"})
+_URGENT = frozenset({"stop", "gave_up", "unrecorded"})
 _CHATTER = frozenset({"run_started", "estimate", "throttled"})
 _BAR_FORMAT = "{n_fmt}/{total_fmt} {percentage:3.0f}% {bar} {desc}"
 LEAST_BAR = 10

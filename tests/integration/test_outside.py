@@ -243,7 +243,7 @@ async def test_a_process_that_says_something_else_is_not_asked(
     assert everything(tmp_path) == {f"images/{number:05d}-cat.png" for number in (1, 2, 3)}
 
 
-@pytest.mark.parametrize("lacking", ["", "/nowhere/python", "frozen", "no descriptor left"])
+@pytest.mark.parametrize("lacking", ["", "/nowhere/python", "frozen", "no descriptor left", "a path that is no text"])
 async def test_without_an_interpreter_there_is_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
@@ -252,11 +252,30 @@ async def test_without_an_interpreter_there_is_no_process(
         monkeypatch.setattr(sys, "frozen", True, raising=False)
     elif lacking == "no descriptor left":
         monkeypatch.setattr(socket, "socketpair", lambda: (_ for _ in ()).throw(OSError(errno.EMFILE, "no")))
-    else:
+    elif lacking != "a path that is no text":
         monkeypatch.setattr(sys, "executable", lacking)
     async with host(answer(PNG)) as peer, watched(tmp_path, peer) as made:
+        if lacking == "a path that is no text":
+            made._ca_file = Path("ca-\udcff.pem")
         await made.settled()
         assert made._helper is None
+        assert isinstance(await made.fetch(image(peer)), StoredImage)
+
+
+async def test_a_process_that_cannot_be_talked_to_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptor, no memory: images are fetched here, and nothing is left running."""
+    async with host(answer(PNG)) as peer, watched(tmp_path, peer) as made:
+        made._launch()
+        assert made._launched is not None
+        process = made._launched[0]
+
+        async def refused(*_arguments: Any, **_options: Any) -> None:
+            raise OSError(errno.ENOMEM, "no memory")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio.get_running_loop(), "create_connection", refused)
+            await made._attach()
+        assert process.returncode is not None
         assert isinstance(await made.fetch(image(peer)), StoredImage)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -67,14 +67,20 @@ def paid(micro: int | None = PRICE) -> Reply:
 
 
 async def run(
-    world: World, folder: Path, *, budget: int | None = None, started: Callable[[Pool], object] = id
+    world: World,
+    folder: Path,
+    *,
+    budget: int | None = None,
+    ask_above: int | None = None,
+    confirm: Callable[[], Awaitable[bool]] | None = None,
+    started: Callable[[Pool], object] = id,
 ) -> Ending:
     """Run all jobs, one call at a time."""
     clock = SystemClock()
     store = StateStore(world.db, Inline(), clock, runs.begin_run(world.db, 0, None), folder)
     events, rng = cast("Events", world), random.Random(1)
     pool = Pool(
-        PoolConfig(1, 0, Rules(Caps(budget, None, 50 * CREDIT, bounded=True), 2)),
+        PoolConfig(1, 0, Rules(Caps(budget, None, 50 * CREDIT, bounded=True), 2, ask_above)),
         store=store,
         endpoint=cast("Endpoint", world),
         images=cast("Images", world),
@@ -83,7 +89,7 @@ async def run(
         clock=clock,
         events=events,
         rng=rng,
-        confirm=_agree,
+        confirm=confirm or _agree,
     )
     started(pool)
     async with asyncio.timeout(20):
@@ -188,6 +194,38 @@ async def test_a_disk_that_takes_no_answer_begins_nothing(db: Flaky, tmp_path: P
     ]
     db.full = lambda _sql: False
     assert outcomes(db) == ["paid", "paid", "sending"]
+
+
+async def test_an_answer_that_nobody_waits_for_is_told_too(db: Flaky, tmp_path: Path) -> None:
+    """Cut off while its settlement is under way on a full disk."""
+    world = World(db)
+    hands: list[Pool] = []
+
+    def fill(call: int) -> None:
+        if call == JOBS:
+            db.full = lambda sql: sql == "COMMIT"
+            hands[0].abort(Stop(Exit.TERMINATED, "", ""))
+
+    world.at_answer = fill
+    await run(world, tmp_path, started=hands.append)
+    assert [facts["image_url"] for event, facts in world.told if event == "unrecorded"] == [
+        "https://example.test/x.png"
+    ]
+
+
+async def test_a_stop_is_an_answer_to_the_question(db: Flaky, tmp_path: Path) -> None:
+    """Nobody is there to answer it, and no call is on the wire: the run ends at once, and as it was told to."""
+    world = World(db)
+
+    async def never() -> bool:
+        hands[0].drain(Stop(Exit.STOPPED, "SIGTERM", ""))
+        await asyncio.get_running_loop().create_future()
+        return True
+
+    hands: list[Pool] = []
+    ending = await run(world, tmp_path, ask_above=PRICE, confirm=never, started=hands.append)
+    assert [stop.message for stop in ending.stops] == ["SIGTERM"]
+    assert len(world.durable) <= 1
 
 
 @pytest.mark.parametrize("images", [3, 4])

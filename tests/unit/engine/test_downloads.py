@@ -1,4 +1,4 @@
-"""How many images are fetched at once."""
+"""How many images are fetched at once, and what becomes of a run whose images never come."""
 
 import asyncio
 import random
@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from banana_batch.engine.downloads import Downloads
-from banana_batch.models import SMALL_BYTES, PaidImage, StoredImage
+from banana_batch.engine.stops import Stop
+from banana_batch.errors import BananaError, DiskError, Exit
+from banana_batch.images import failures
+from banana_batch.models import SMALL_BYTES, FetchFailed, PaidImage, StoredImage
 from banana_batch.pacing.clock import SystemClock
 from banana_batch.ports import Events, Images, Pacer, Store
+from tests.unit.pacing.simulated import VirtualClock, simulate
 
 WIDTH, CROWD, IMAGES = 3, 4, 40
 
@@ -65,3 +70,81 @@ async def test_more_small_images_than_large_ones(size: int, most: int) -> None:
         downloads.close()
     assert sorted(world.stored) == list(range(IMAGES))
     assert world.most == most
+
+
+class Exact(random.Random):
+    """Waits that virtual time can hold to the last digit."""
+
+    def uniform(self, a: float, b: float) -> float:
+        """Return eighths."""
+        return round(super().uniform(a, b) * 8) / 8
+
+
+class Dead:
+    """A host that has nothing any more, a store that holds what earlier runs paid for, calls that wait for both."""
+
+    def __init__(self, images: int) -> None:
+        self.waiting = [PaidImage(index, str(index), "https://x/", f"{index}", None) for index in range(images)]
+        self.waiting = [replace(image, failed_earlier=True) for image in self.waiting]
+        self.held = False
+        self.stops: list[tuple[float, Stop]] = []
+        self.lost = 0
+        self.broken: BananaError | None = None
+
+    async def fetch(self, _image: PaidImage) -> FetchFailed:
+        await asyncio.sleep(0.125)
+        return failures.GONE.failed("404")
+
+    async def next_paid(self, limit: int) -> Sequence[PaidImage]:
+        if self.broken is not None:
+            raise self.broken
+        page, self.waiting = self.waiting[:limit], self.waiting[limit:]
+        return page
+
+    async def unfetched(self, _index: int, _failure: FetchFailed, lost: bool) -> None:
+        self.lost += lost
+
+    def emit(self, event: str, /, **_facts: object) -> None:
+        assert event == "fetch_failed"
+
+    def hold(self, _why: str) -> None:
+        self.held = True
+
+    def release(self, _why: str) -> None:
+        self.held = False
+
+    def stop(self, stop: Stop) -> None:
+        self.stops.append((asyncio.get_running_loop().time(), stop))
+
+    async def run(self) -> Downloads:
+        """Fetch; the calls end once the run is to stop, as they do in a pool."""
+        downloads = Downloads(
+            cast("Store", self), cast("Images", self), VirtualClock(), cast("Events", self), cast("Pacer", self),
+            width=32, crowd=CROWD, wait_s=900.0, rng=Exact(1), on_stop=self.stop,
+        )  # fmt: skip
+        async with asyncio.timeout(4 * 3600), asyncio.TaskGroup() as group:
+            for _ in range(64):
+                group.create_task(downloads.work())
+            while not self.stops:
+                await asyncio.sleep(1)
+            downloads.close()
+        return downloads
+
+
+def test_images_that_never_come_do_not_hold_a_run_for_ever() -> None:
+    """Past 20 of them calls are held back; where none came for the time they are waited for, the run stops with 69."""
+    world = Dead(60)
+    simulate(world.run)
+    (at_s, stop), *later = world.stops
+    assert {stop.exit, *(one.exit for _, one in later)} == {Exit.UNAVAILABLE}
+    assert "60 paid ones wait" in stop.message
+    assert 900 <= at_s < 1800
+    assert world.lost == 60
+
+
+def test_a_page_that_cannot_be_read_stops_the_run_and_nothing_else() -> None:
+    """An exception would cancel other people's paid calls."""
+    world = Dead(1)
+    world.broken = DiskError("state.sqlite3: disk I/O error")
+    simulate(world.run)
+    assert {stop.exit for _, stop in world.stops} == {Exit.DISK}

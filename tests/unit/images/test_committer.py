@@ -6,13 +6,15 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from banana_batch.errors import DiskError, Exit, OutputError
 from banana_batch.images import committer as committer_module
-from banana_batch.images import files, folders
+from banana_batch.images import files, folders, names
 from banana_batch.images.committer import Committer, Received
 from banana_batch.images.folders import Folders
 from banana_batch.images.parts import StreamedPart
@@ -446,3 +448,26 @@ def test_a_group_may_be_larger_than_the_disk_pool(commit: Commit) -> None:
     """Slices share the pool and none waits for the committer itself."""
     outcomes = commit(*(received(PNG, paid(index)) for index in range(1, committer_module.SLICES * 5)))
     assert all(isinstance(one, StoredImage) for one in outcomes)
+
+
+def test_a_folder_that_another_process_makes_meanwhile_is_ours_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run and its process store images of one folder; each makes sure that its name is durable."""
+    synced: list[int] = []
+    made, sync = os.mkdir, os.fsync
+
+    def raced(*arguments: Any, **options: Any) -> None:
+        made(*arguments, **options)
+        made(*arguments, **options)
+
+    def noted(descriptor: int) -> None:
+        synced.append(descriptor)
+        sync(descriptor)
+
+    with closing(Folders(tmp_path)) as first, closing(Folders(tmp_path)) as second:
+        monkeypatch.setattr(os, "mkdir", raced)
+        monkeypatch.setattr(os, "fsync", noted)
+        assert first.below((names.IMAGES, "cats")) >= 0
+        assert second.below((names.IMAGES, "cats")) >= 0
+        assert synced == [first.images, second.images]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from banana_batch.errors import OutputError
 from banana_batch.report import log
 from banana_batch.report.log import RunLog
+from banana_batch.report.phrases import PHRASES
 
 NOON_US = 1_763_812_800_000_000
 
@@ -98,6 +99,19 @@ def test_a_secret_is_removed_before_a_cut_can_split_it(tmp_path: Path) -> None:
     text = (tmp_path / "run.log").read_text()
     assert "ey-" not in text
     assert 'k\\"' not in text
+
+
+def test_the_only_trace_of_a_paid_image_is_whole(tmp_path: Path) -> None:
+    """A signed url is longer than other people's text may be; a secret in it goes all the same."""
+    url = f"https://cdn.example/{'x' * 3000}?key=SECRET&sign={'y' * 3000}"
+    run_log = make(tmp_path / "run.log", redact=lambda text: text.replace("SECRET", "***"))
+    facts = {"index": 1, "id": "a", "verdict": "ok", "image_url": url}
+    run_log.emit("unrecorded", **facts)
+    run_log.close()
+    [record] = records(tmp_path / "run.log")
+    assert record["image_url"] == url.replace("SECRET", "***")
+    assert url in PHRASES["unrecorded"](facts)
+    assert "ended with refused" in PHRASES["unrecorded"](facts | {"image_url": None, "verdict": "refused"})
 
 
 def test_the_log_is_private_and_is_appended_to(tmp_path: Path) -> None:
