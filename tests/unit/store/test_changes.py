@@ -66,6 +66,11 @@ def new_store(db: Flaky, folder: Path, executor: Executor | None = None) -> Stat
     return StateStore(db, executor or Inline(), SystemClock(), runs.begin_run(db, 0, None), folder)
 
 
+async def put(change: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Put a change once it is awaited: what is gathered is put in one turn of the loop, and so in one group."""
+    return await change(*args, **kwargs)
+
+
 async def begin(store: StateStore, number: int, held: Reserve = HELD) -> list[Begun]:
     """Begin so many jobs."""
     jobs = await store.next_pending(number)
@@ -85,8 +90,8 @@ async def mixed(store: StateStore, each: int) -> list[Awaitable[Any]]:
     fresh = await store.next_pending(each)
     return [
         *(store.begin(job, HELD) for job in fresh),
-        *(store.settle(*one, paid()) for one in sent[::2]),
-        *(store.settle(*one, DOUBT) for one in sent[1::2]),
+        *(put(store.settle, *one, paid()) for one in sent[::2]),
+        *(put(store.settle, *one, DOUBT) for one in sent[1::2]),
         *(store.finish(index, IMAGE) for index in bought),
     ]
 
@@ -160,7 +165,7 @@ def bad_change(store: StateStore, how: str, first: Begun, last: QueuedJob) -> Aw
         "not paid": lambda: store.finish(1, IMAGE),
         "an operation": lambda: store.do(_fail),
     }
-    return made[how]()
+    return put(made[how])
 
 
 @pytest.mark.parametrize("how", BAD)
@@ -188,7 +193,7 @@ async def test_numbers_of_a_failed_group_are_used_again(db: Flaky, store: StateS
     """Attempts are numbered without gaps, as whoever looks at the state beside us expects."""
     jobs = await store.next_pending(3)
     for job in jobs:
-        await asyncio.gather(store.begin(job, HELD), store.do(_fail), return_exceptions=True)
+        await asyncio.gather(store.begin(job, HELD), put(store.do, _fail), return_exceptions=True)
         assert queries.next_attempt(db) == job.index + 1
     assert [row[0] for row in db.execute("SELECT attempt FROM attempts WHERE attempt = job")] == [1, 2, 3]
 
@@ -205,9 +210,9 @@ async def test_two_changes_of_one_job_are_made_one_after_the_other(db: Flaky, st
     """Nobody puts them in one group, as each waits for its change; if it is done all the same, none is lost."""
     ((attempt, job),) = await begin(store, 1)
     settled, again, twice = await asyncio.gather(
-        store.settle(attempt, job, REFUSED),
+        put(store.settle, attempt, job, REFUSED),
         store.begin(job, HELD),
-        store.settle(attempt, job, DOUBT),
+        put(store.settle, attempt, job, DOUBT),
         return_exceptions=True,
     )
     assert (settled, again) == (None, attempt + 1)
@@ -219,12 +224,7 @@ async def test_two_changes_of_one_job_are_made_one_after_the_other(db: Flaky, st
 async def test_what_is_read_in_a_group_is_read_after_its_changes(store: StateStore) -> None:
     """Operations see the group's begins, settlements and images."""
     shared = await mixed(store, 2)
-
-    async def look() -> dict[str, int]:
-        found: dict[str, int] = await store.do(states)
-        return found
-
-    seen, *_ = await asyncio.gather(look(), *shared)
+    seen, *_ = await asyncio.gather(put(store.do, states), *shared)
     assert seen == {"sending": 2, "paid": 2, "in_doubt": 2, "done": 2, "pending": JOBS - 8}
 
 
@@ -236,7 +236,7 @@ async def test_first_prices_that_come_together(store: StateStore, order: Sequenc
     (late,) = await store.next_pending(1)
     await asyncio.gather(
         store.begin(late, HELD),
-        *(store.settle(*one, paid(price * CREDIT)) for one, price in zip(answered, order, strict=True)),
+        *(put(store.settle, *one, paid(price * CREDIT)) for one, price in zip(answered, order, strict=True)),
     )
     assert store.price_micro(PRO) == 20 * CREDIT
     assert (store.totals.reserved, store.totals.at_risk, store.totals.spent) == (
