@@ -26,6 +26,7 @@ BACKLOG_LIMIT = 20  # contract: past 20 waiting urls, new paid calls pause
 BACKLOG = "backlog"
 OUTAGE = 5  # fetches that fail in a row: the host's trouble, not the images'
 READY_LIMIT = 1000  # a host that is slow, not down: what waits stays bounded
+READY_WAVES = 2  # all calls in flight may end at once: so many times as many images wait without the host being slow
 GONE_LIMIT = 3  # safety.md, section 2: buying on would lose more
 _GONE_HINT = "run sooner after a stop: urls expire; look at the account before going on"
 PAGE = 256
@@ -35,6 +36,7 @@ class Downloads:
     """The images that wait, and the loop that each fetching task runs.
 
     Args:
+        calls: Paid calls in flight at most.
         width: Images being fetched at most, of large ones; `work` is run by `crowd` times as many tasks.
         crowd: Small images wait for their group longer than they were on their way: of them so many times as many may
             be fetched, as long as that is no more memory than twice as many of the largest small ones.
@@ -44,8 +46,8 @@ class Downloads:
     """
 
     def __init__(
-        self, store: Store, images: Images, clock: Clock, events: Events, pacer: Pacer, *, width: int, crowd: int,
-        wait_s: float, rng: random.Random,
+        self, store: Store, images: Images, clock: Clock, events: Events, pacer: Pacer, *, calls: int, width: int,
+        crowd: int, wait_s: float, rng: random.Random,
         on_stop: Callable[[Stop], None],
     ) -> None:  # fmt: skip
         self._store = store
@@ -53,6 +55,7 @@ class Downloads:
         self._clock = clock
         self._events = events
         self._pacer = pacer
+        self._most_ready = max(READY_LIMIT, READY_WAVES * calls)
         self._width = width
         self._wait_s = wait_s
         self._rng = rng
@@ -82,7 +85,7 @@ class Downloads:
     def put(self, image: PaidImage) -> None:
         """Queue an image that was just paid for."""
         self._ready.append(image)
-        if len(self._ready) > READY_LIMIT:
+        if len(self._ready) > self._most_ready:
             self._balance()
         self._waiters.wake_one()
 
@@ -173,7 +176,7 @@ class Downloads:
         late = len(self._due) > BACKLOG_LIMIT
         if late:
             self._end_where_none_comes()
-        hold = late or len(self._ready) > READY_LIMIT
+        hold = late or len(self._ready) > self._most_ready
         if hold != self._held:
             self._held = hold
             if hold:

@@ -113,6 +113,7 @@ class Pool:
             clock,
             events,
             pacer,
+            calls=config.concurrency,
             width=config.fetchers,
             crowd=config.crowd,
             wait_s=config.download_wait_s,

@@ -28,6 +28,10 @@ class World:
         self.at_once = 0
         self.most = 0
         self.stored: list[int] = []
+        self.held = 0
+
+    def hold(self, _why: str) -> None:
+        self.held += 1
 
     async def fetch(self, image: PaidImage) -> StoredImage:
         self.at_once += 1
@@ -59,7 +63,7 @@ async def test_more_small_images_than_large_ones(size: int, most: int) -> None:
     world = World(size)
     downloads = Downloads(
         cast("Store", world), cast("Images", world), SystemClock(), cast("Events", world), cast("Pacer", world),
-        width=WIDTH, crowd=CROWD, wait_s=60.0, rng=random.Random(1), on_stop=lambda stop: pytest.fail(stop.message),
+        calls=64, width=WIDTH, crowd=CROWD, wait_s=60.0, rng=random.Random(1), on_stop=lambda stop: pytest.fail(stop.message),
     )  # fmt: skip
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         for _ in range(CROWD * WIDTH):
@@ -70,6 +74,21 @@ async def test_more_small_images_than_large_ones(size: int, most: int) -> None:
         downloads.close()
     assert sorted(world.stored) == list(range(IMAGES))
     assert world.most == most
+
+
+@pytest.mark.parametrize(("calls", "waiting", "held"), [(64, 1000, 0), (64, 1001, 1), (2000, 4000, 0), (2000, 4001, 1)])
+async def test_calls_are_held_back_when_more_images_wait_than_two_waves_leave(
+    calls: int, waiting: int, held: int
+) -> None:
+    """All calls may end at once, and leave so many images: their host is slow where still more of them wait."""
+    world = World(1)
+    downloads = Downloads(
+        cast("Store", world), cast("Images", world), SystemClock(), cast("Events", world), cast("Pacer", world),
+        calls=calls, width=WIDTH, crowd=CROWD, wait_s=60.0, rng=random.Random(1), on_stop=lambda stop: None,
+    )  # fmt: skip
+    for index in range(waiting):
+        downloads.put(PaidImage(index, str(index), "https://x/", f"{index}", None))
+    assert world.held == held
 
 
 class Exact(random.Random):
@@ -120,7 +139,7 @@ class Dead:
         """Fetch; the calls end once the run is to stop, as they do in a pool."""
         downloads = Downloads(
             cast("Store", self), cast("Images", self), VirtualClock(), cast("Events", self), cast("Pacer", self),
-            width=32, crowd=CROWD, wait_s=900.0, rng=Exact(1), on_stop=self.stop,
+            calls=64, width=32, crowd=CROWD, wait_s=900.0, rng=Exact(1), on_stop=self.stop,
         )  # fmt: skip
         async with asyncio.timeout(4 * 3600), asyncio.TaskGroup() as group:
             for _ in range(64):
