@@ -3,7 +3,6 @@
 import asyncio
 import json
 import ssl
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from banana_batch.endpoint.client import EndpointClient
 from banana_batch.models import Kind, QueuedJob, Reply, SendTrace
+from banana_batch.pacing.clock import SystemClock
 from banana_batch.secret import Secret
 
 CANARY = "canary-5f2d/0c+9e71=aa"
@@ -18,19 +18,6 @@ URL = "https://cdn.example/other/cat.png"
 PROMPT = "a cute cat, seen by nobody else"
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-class SystemClock:
-    """The real clocks."""
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
-
-    def wall_us(self) -> int:
-        return time.time_ns() // 1000
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 class Peer:

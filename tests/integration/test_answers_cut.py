@@ -12,8 +12,9 @@ import pytest
 
 from banana_batch.endpoint import classify, client, transport
 from banana_batch.models import Outcome, SendTrace
+from banana_batch.pacing.clock import SystemClock
 from banana_batch.secret import Secret
-from tests.integration.answers_peer import SystemClock, answer, buy, client_of, job, serving, success
+from tests.integration.answers_peer import answer, buy, client_of, job, serving, success
 
 
 def _closed_port() -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from banana_batch.batch import Machinery
 from banana_batch.errors import Exit
-from tests.integration.answers_peer import SystemClock, answer, failed
+from banana_batch.pacing.clock import SystemClock
+from tests.integration.answers_peer import answer, failed
 from tests.integration.whole_runs import Arrived, Eager, Gateway, Watcher, attempts, gateway, good, run_batch
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from banana_batch.batch import Machinery
 from banana_batch.errors import Exit
-from tests.integration.answers_peer import SystemClock, answer, failed
+from banana_batch.pacing.clock import SystemClock
+from tests.integration.answers_peer import answer, failed
 from tests.integration.whole_runs import Arrived, Eager, Ended, Gateway, gateway, run_batch, scratch
 
 from .suite import Figures, Suite
@@ -50,6 +51,7 @@ class Jumping(SystemClock):
     """The real clocks; the wall clock jumps when it is told to."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.ahead_s = 0.0
 
     def wall_us(self) -> int:

@@ -1,6 +1,5 @@
 """A loop whose time passes in jumps: from one thing that happens to the next."""
 
-import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Iterator
@@ -31,19 +30,6 @@ class Inline(Executor):
         except Exception as failed:  # noqa: BLE001  # as an executor has it
             future.set_exception(failed)
         return future
-
-
-class VirtualClock:
-    """The loop's time; the wall clock runs along from 22:00."""
-
-    def monotonic_s(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def wall_us(self) -> int:
-        return round((EVENING.timestamp() + self.monotonic_s()) * 1e6)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 def _advance(clock: async_solipsism.clock.Clock, delta: float) -> None:

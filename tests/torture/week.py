@@ -27,10 +27,10 @@ from banana_batch.errors import Exit
 from banana_batch.sandbox.faults import CallInfo, Canned, Fault
 from banana_batch.sandbox.server import Sandbox
 from banana_batch.settings import Settings
+from tests.contract.fakes import VirtualClock
 from tests.torture.sim import states_of
 from tests.torture.suite import Figures, Suite
 from tests.torture.verdict import Story, charges_agree, images_are_whole
-from tests.torture.virtual import VirtualClock
 from tests.torture.weather import KINDS, Death, Night, Spell, Storm
 from tests.torture.world import World
 

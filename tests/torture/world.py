@@ -34,7 +34,8 @@ from banana_batch.sandbox.server import Sandbox
 from banana_batch.settings import Settings
 from banana_batch.store.queries import Doubt
 from banana_batch.store.state import StateStore
-from tests.torture.virtual import EVENING, Inline, VirtualClock, virtual_network
+from tests.contract.fakes import VirtualClock
+from tests.torture.virtual import EVENING, Inline, virtual_network
 from tests.torture.weather import KINDS, Death, Night, Spell, Storm
 from tests.torture.witness import Witness
 
@@ -162,7 +163,7 @@ class World:
 
     def clock(self) -> VirtualClock:
         """Return the time that the program goes by."""
-        return VirtualClock()
+        return VirtualClock(EVENING.timestamp())
 
     def sandbox(self) -> Sandbox:
         return Sandbox(None, self.config, PORT, executor=Inline(), now=lambda: EVENING)

@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -13,14 +12,14 @@ from banana_batch.engine.pool import Ending, Pool, PoolConfig
 from banana_batch.engine.sending import Rules
 from banana_batch.engine.stops import Stop
 from banana_batch.errors import Exit
-from banana_batch.models import Answer, Caps, FetchFailed, PaidImage, QueuedJob, Reply, SendTrace, StoredImage
+from banana_batch.models import Caps, QueuedJob, Reply, SendTrace
 from banana_batch.pacing.clock import SystemClock
 from banana_batch.pacing.pacer import Pacer
-from banana_batch.ports import Disk, Endpoint, Events, Images
 from banana_batch.store import runs
 from banana_batch.store.state import StateStore
+from tests.contract.fakes import CREDIT, FakeDisk, FakeEndpoint, FakeImages, Told, sold
 from tests.torture.virtual import Inline
-from tests.unit.store.small import CREDIT, Flaky, opened, outcomes, states
+from tests.unit.store.small import Flaky, opened, outcomes, states
 
 PRICE = 13 * CREDIT
 JOBS = 8
@@ -32,38 +31,23 @@ def db(tmp_path: Path) -> Iterator[Flaky]:
         yield flaky
 
 
-class World:
-    """An endpoint that notes what is durable when it is asked; images that come when all calls have ended."""
+class World(FakeEndpoint):
+    """An endpoint that notes what is durable when it is asked; images stay where they are."""
 
     def __init__(self, db: Flaky, answers: Sequence[Reply] = ()) -> None:
+        super().__init__(SystemClock(), dict(enumerate(answers, 1)))
         self.db = db
-        self.answers = dict(enumerate(answers, 1))
         self.durable: list[list[str]] = []
         self.commits: list[int] = []
-        self.told: list[tuple[str, dict[str, object]]] = []
+        self.told = Told()
         self.at_answer: Callable[[int], None] = lambda _call: None
 
-    async def generate(self, _job: QueuedJob, trace: SendTrace) -> Reply:
+    async def generate(self, job: QueuedJob, trace: SendTrace) -> Reply:
         self.durable.append(outcomes(self.db))
         self.commits.append(self.db.said.count("COMMIT"))
-        trace.sent_at_s = 0.0
-        await asyncio.sleep(0)
-        call = len(self.durable)
-        self.at_answer(call)
-        return self.answers.get(call, paid())
-
-    async def fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
-        return StoredImage(f"images/{image.index}.png", 9, "00" * 32, 1, 1, "image/png")
-
-    def emit(self, event: str, /, **facts: object) -> None:
-        self.told.append((event, facts))
-
-    def has_room(self, _images: int) -> bool:
-        return True
-
-
-def paid(micro: int | None = PRICE) -> Reply:
-    return Reply(classify.OK, Answer("https://example.test/x.png", micro), latency_s=1.0)
+        reply = await super().generate(job, trace)
+        self.at_answer(self.calls)
+        return reply
 
 
 async def run(
@@ -78,16 +62,16 @@ async def run(
     """Run all jobs, one call at a time."""
     clock = SystemClock()
     store = StateStore(world.db, Inline(), clock, runs.begin_run(world.db, 0, None), folder)
-    events, rng = cast("Events", world), random.Random(1)
+    rng = random.Random(1)
     pool = Pool(
         PoolConfig(1, 0, Rules(Caps(budget, None, 50 * CREDIT, bounded=True), 2, ask_above)),
         store=store,
-        endpoint=cast("Endpoint", world),
-        images=cast("Images", world),
-        pacer=Pacer(clock, events, rng, concurrency=1, give_up_after_s=900.0),
-        disk=cast("Disk", world),
+        endpoint=world,
+        images=FakeImages(folder),
+        pacer=Pacer(clock, world.told, rng, concurrency=1, give_up_after_s=900.0),
+        disk=FakeDisk(),
         clock=clock,
-        events=events,
+        events=world.told,
         rng=rng,
         confirm=confirm or _agree,
     )
@@ -126,8 +110,8 @@ async def test_a_plain_answer_shares_its_commit_with_the_next_begin(db: Flaky, t
     [
         Reply(classify.BAD_REQUEST, latency_s=1.0),
         Reply(classify.TIMEOUT, latency_s=1.0),
-        paid(None),
-        paid(PRICE + 1),
+        sold(None),
+        sold(PRICE + 1),
     ],
     ids=["refused", "in doubt", "unpriced", "dearer"],
 )
@@ -135,7 +119,7 @@ async def test_what_may_forbid_the_next_call_is_settled_before_it_begins(
     db: Flaky, tmp_path: Path, answer: Reply
 ) -> None:
     """Two commits: the answer is judged before anything is begun."""
-    world = World(db, [paid(), paid(), answer])
+    world = World(db, [sold(), sold(), answer])
     await run(world, tmp_path)
     assert_each_call_alone(world)
     assert world.commits[3] - world.commits[2] == 2
@@ -156,7 +140,7 @@ async def test_a_stop_in_the_shared_commit_sends_nothing(db: Flaky, tmp_path: Pa
     assert len(world.durable) == 3
     assert outcomes(db) == ["paid"] * 3 + ["not_sent"]
     assert states(db) == {"paid": 3, "pending": JOBS - 3}
-    assert [event for event, _ in world.told].count("answered") == 3
+    assert [event for event, _ in world.told.events].count("answered") == 3
 
 
 async def test_an_abort_in_the_shared_commit_keeps_the_answer(db: Flaky, tmp_path: Path) -> None:
@@ -189,7 +173,7 @@ async def test_a_disk_that_takes_no_answer_begins_nothing(db: Flaky, tmp_path: P
     ending = await run(world, tmp_path)
     assert [stop.exit for stop in ending.stops] == [Exit.DISK]
     assert len(world.durable) == 3
-    assert [facts["image_url"] for event, facts in world.told if event == "unrecorded"] == [
+    assert [facts["image_url"] for event, facts in world.told.events if event == "unrecorded"] == [
         "https://example.test/x.png"
     ]
     db.full = lambda _sql: False
@@ -208,7 +192,7 @@ async def test_an_answer_that_nobody_waits_for_is_told_too(db: Flaky, tmp_path: 
 
     world.at_answer = fill
     await run(world, tmp_path, started=hands.append)
-    assert [facts["image_url"] for event, facts in world.told if event == "unrecorded"] == [
+    assert [facts["image_url"] for event, facts in world.told.events if event == "unrecorded"] == [
         "https://example.test/x.png"
     ]
 

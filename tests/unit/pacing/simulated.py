@@ -4,46 +4,19 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import async_solipsism
 
 from banana_batch.models import Kind, Signal
 from banana_batch.pacing.deadlines import Deadline
 from banana_batch.pacing.pacer import Pacer
+from banana_batch.ports import Clock
+from tests.contract.fakes import Told, VirtualClock
 
 KIND = Kind("gemini-3-pro-image-preview", "1K")
 REFUSAL_S = 0.05
 T = TypeVar("T")
-
-
-class VirtualClock:
-    """The loop's virtual time; the wall clock runs along, unless a test moves it."""
-
-    def __init__(self) -> None:
-        self.wall_offset_s = 1_700_000_000.0
-
-    def monotonic_s(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def wall_us(self) -> int:
-        return round((self.wall_offset_s + self.monotonic_s()) * 1e6)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-class Told:
-    """Collects events."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    def emit(self, event: str, /, **facts: object) -> None:
-        self.events.append((event, dict(facts)))
-
-    def names(self) -> list[str]:
-        return [name for name, _ in self.events]
 
 
 class Server:
@@ -166,7 +139,7 @@ def simulate(scene: Callable[[], Awaitable[T]]) -> T:
 
 
 def make_pacer(
-    clock: VirtualClock | None = None,
+    clock: Clock | None = None,
     told: Told | None = None,
     *,
     concurrency: int = 8,

@@ -10,7 +10,8 @@ import pytest
 from banana_batch.models import Signal
 from banana_batch.pacing.deadlines import Deadline, deadline, next_occurrence_us
 from banana_batch.pacing.pacer import Stop, StopCause
-from tests.unit.pacing.simulated import KIND, Server, VirtualClock, make_pacer, run_for, simulate
+from tests.contract.fakes import VirtualClock
+from tests.unit.pacing.simulated import KIND, Server, make_pacer, run_for, simulate
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

@@ -9,7 +9,8 @@ import pytest
 from banana_batch.models import Signal
 from banana_batch.pacing.incidents import Incidents, Trouble
 from banana_batch.pacing.pacer import Pacer, Stop, StopCause
-from tests.unit.pacing.simulated import KIND, Server, Told, make_pacer, run_for, simulate
+from tests.contract.fakes import Told
+from tests.unit.pacing.simulated import KIND, Server, make_pacer, run_for, simulate
 
 HOUR_S = 3600.0
 

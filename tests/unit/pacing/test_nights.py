@@ -6,6 +6,7 @@ import pytest
 
 from banana_batch.models import Signal
 from banana_batch.pacing.pacer import Pacer
+from tests.contract.fakes import Told
 from tests.unit.pacing.simulated import (
     KIND,
     Bucket,
@@ -13,7 +14,6 @@ from tests.unit.pacing.simulated import (
     InFlight,
     Server,
     SlidingWindow,
-    Told,
     make_pacer,
     run_for,
     simulate,

@@ -11,7 +11,8 @@ from banana_batch.pacing.clock import SystemClock
 from banana_batch.pacing.pacer import Pacer, Stop, StopCause
 from banana_batch.ports import Clock
 from banana_batch.ports import Pacer as PacerPort
-from tests.unit.pacing.simulated import KIND, Server, Told, VirtualClock, make_pacer, run_for, simulate
+from tests.contract.fakes import Told, VirtualClock
+from tests.unit.pacing.simulated import KIND, Server, make_pacer, run_for, simulate
 
 
 def test_it_is_what_the_engine_asks_for() -> None:
@@ -145,7 +146,7 @@ def _throttled(pacer: Pacer) -> Callable[[], Awaitable[float]]:
 
 async def test_a_free_turn_is_given_without_awaiting() -> None:
     """On the real loop: with nothing in the way, a turn needs no trip through the loop, and microseconds."""
-    pacer = make_pacer(SystemClock())  # type: ignore[arg-type]
+    pacer = make_pacer(SystemClock())
     assert await pacer.admit(KIND)
     started_s = time.perf_counter()
     for _ in range(1000):

@@ -19,19 +19,7 @@ from banana_batch.report.progress import Progress, fitting, status_line
 from banana_batch.report.stream import Stream
 from banana_batch.report.tables import width
 from banana_batch.report.tally import Tally
-
-
-class SystemClock:
-    """The machine's clocks."""
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
-
-    def wall_us(self) -> int:
-        return time.time_ns() // 1000
-
-    async def sleep(self, seconds: float) -> None:
-        raise NotImplementedError
+from tests.contract.fakes import ManualClock
 
 
 class Screen:
@@ -80,7 +68,7 @@ def terminal(columns: int) -> Screen:
 
 
 def shown(screen: Screen, **options: Any) -> tuple[Progress, Events, Tally]:
-    tally = Tally(SystemClock())
+    tally = Tally(ManualClock())
     progress = Progress(tally, stream=Stream(screen.slave), **options)
     return progress, Fanout([tally, progress]), tally
 
@@ -252,7 +240,7 @@ def test_a_full_pipe_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Events are noted down while the write hangs, and the end does not wait for the reader."""
     monkeypatch.setattr(progress_module, "CLOSE_PATIENCE_S", 0.05)
     reader, writer = os.pipe()
-    tally = Tally(SystemClock())
+    tally = Tally(ManualClock())
     progress = Progress(tally, stream=Stream(writer))
     began_s = time.monotonic()
     for index in range(2000):
@@ -304,7 +292,7 @@ DRAIN = {"reason": "SIGINT", "on_wire": 8, "at_stake_micro": 16_000_000, "typica
 )  # fmt: skip
 def test_what_matters_is_said_in_a_sentence(pipe: Screen, event: str, facts: dict[str, Any], said: str) -> None:
     """What happened, what is at stake, what to do."""
-    tally = Tally(SystemClock())
+    tally = Tally(ManualClock())
     progress = Progress(tally, stream=Stream(pipe.slave))
     progress.emit(event, **facts)
     progress.close()
@@ -313,7 +301,7 @@ def test_what_matters_is_said_in_a_sentence(pipe: Screen, event: str, facts: dic
 
 def test_on_a_narrow_terminal_words_are_shortened() -> None:
     """No figure is left out for it."""
-    tally = Tally(SystemClock())
+    tally = Tally(ManualClock())
     start(tally)
     for index in range(4):
         finish(tally, index, "in_doubt", "cut")
@@ -326,6 +314,6 @@ def test_on_a_narrow_terminal_words_are_shortened() -> None:
 
 def test_a_line_tells_what_waits_to_be_fetched() -> None:
     """Paid images that are not on disk yet."""
-    tally = Tally(SystemClock())
+    tally = Tally(ManualClock())
     tally.emit("run_started", jobs={"paid": 2}, todo=2)
     assert status_line(tally) == "0/2 done, 0 in flight, 0 credits, 2 images to fetch"

@@ -54,7 +54,7 @@ def opened(folder: Path, jobs: int = 8) -> Iterator[Flaky]:
         [(number, '{"prompt": "x"}') for number in range(1, jobs + 1)],
     )
     unborn.publish(new).close()
-    flaky = sqlite3.connect(folder / "state.sqlite3", isolation_level=None, factory=Flaky)
+    flaky = sqlite3.connect(folder / "state.sqlite3", isolation_level=None, check_same_thread=False, factory=Flaky)
     flaky.row_factory = sqlite3.Row
     flaky.execute("PRAGMA foreign_keys = ON")
     try:
