@@ -43,4 +43,4 @@ audit: $(READY) ## Look for known holes in what the lock names (asks the package
 	$(BIN)/python -m pip_audit --strict --require-hashes --disable-pip --progress-spinner off -r constraints.txt
 
 clean: ## Remove the environment and what tests and demos left
-	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) outputs/demo outputs/bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -32,7 +32,8 @@ def account_of(
     out: Path,
     *,
     budget: int | None,
-    run_command: str,
+    run_budget: int | None,
+    run_command: Sequence[str],
     throttled_s: float,
     outages: Sequence[Outage],
 ) -> Account:
@@ -49,6 +50,7 @@ def account_of(
         totals=queries.totals(db),
         run_totals=queries.run_totals(db, span.run),
         budget_micro=budget,
+        run_budget_micro=run_budget,
         expected_micro=expected,
         run_command=run_command,
         throttled_s=throttled_s,

@@ -311,8 +311,9 @@ class Run:
         mine = queries.manifest_counts(begun.db)
         todo = mine[JobState.PENDING] if self._work.sends else 0
         todo = min(todo, self._settings.limit or todo)
-        for warning in prepared.warnings[:10]:
-            self._view.emit("note", message=str(warning))
+        own = prepared.difference.columns_text if prepared.fresh else ""
+        for note in filter(None, (own, *map(str, prepared.warnings[:10]))):
+            self._view.emit("note", message=note)
         self._events.emit(
             "run_started",
             run=begun.run,
@@ -375,6 +376,7 @@ class Run:
             code,
             out,
             budget=self._settings.budget,
+            run_budget=self._settings.run_budget,
             run_command=self._work.run_command,
             throttled_s=self.tally.throttled_s,
             outages=self.tally.outages,

@@ -135,6 +135,10 @@ class ManifestError(BananaError):
         super().__init__(message, hint)
         self.problems = tuple(problems)
 
+    def __str__(self) -> str:
+        """Return what happened, with every problem: a program that shows the error alone shows what to mend."""
+        return "\n".join([super().__str__(), *map(str, self.problems)])
+
 
 class InputMissing(BananaError):
     """A named manifest or batch does not exist."""

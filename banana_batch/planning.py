@@ -9,20 +9,22 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
+from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 
+from .addresses import is_loopback
 from .errors import BatchLocked, ManifestError, Problem, SettingsError, UsageError
 from .finding import find_batch
 from .manifest.loader import open_manifests, run_settings
 from .models import PlannedJob
 from .settings import DEFAULT_BASE_URL, BadSettings, Settings, resolve
-from .store import database, runs
+from .store import database, queries, runs
 from .store.difference import Difference
 from .store.evidence import refuse_the_past, set_log_aside
 from .store.lock import LOCK_NAME, batch_lock
 from .store.planning import Planner
-from .text import plural
+from .text import plural, printable, shell_line
 
 EXPANSION_LIMIT = 10_000
 DEFAULT_FILENAME = "{index:05d}-{slug}"
@@ -200,6 +202,7 @@ def _existing(order: Order) -> Prepared:
     db = database.open_writer(order.out)
     try:
         check_side(db, order.out, sandbox=order.settings.sandbox)
+        _check_gateway(db, order)
         refuse_the_past(db, order.out)
         prepared = Prepared(db, Difference())
         mark = _mark(order)
@@ -242,6 +245,26 @@ def check_side(db: sqlite3.Connection, out: Path, *, sandbox: bool) -> None:
             f"{out}: this batch was begun at the real endpoint and is not continued in the sandbox",
             "leave --sandbox out to go on with it, or rehearse in another folder: -o DIR",
         )
+
+
+def _check_gateway(db: sqlite3.Connection, order: Order) -> None:
+    """Refuse to mix what a gateway on this machine sold, a rehearsal most likely, with what another one sells.
+
+    Raises:
+        SettingsError: the batch has bought something on the other side.
+    """
+    before, now = runs.recall(db, BASE_URL), order.settings.base_url
+    if order.settings.sandbox or not before or _is_here(before) == _is_here(now) or queries.next_attempt(db) == 1:
+        return
+    raise SettingsError(
+        f"{order.out}: this batch was begun at {printable(before)} and is not continued at {printable(now)}:"
+        " one of them is this machine, the other is not",
+        f"add --base-url {shell_line([before])} to go on with it, or choose another folder: -o DIR",
+    )
+
+
+def _is_here(url: str) -> bool:
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 def _stage(order: Order, prepared: Prepared) -> Planner:

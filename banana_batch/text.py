@@ -7,7 +7,7 @@ file names (`slug`). Prompts themselves are never altered on their way to the en
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # C0, DEL and C1 controls (terminal escapes start here), line and paragraph separators (they split log
 # records), bidirectional overrides and isolates (they reorder what a person reads), lone surrogates.
@@ -37,6 +37,17 @@ def csv_cell(text: str) -> str:
 def shell_line(words: Iterable[str]) -> str:
     """Return a command to be pasted: words that hold what `printable` removes are spelled in escapes, `$'…'`."""
     return " ".join(shlex.quote(word) if not _UNSAFE.search(word) else _ansi_c(word) for word in words)
+
+
+def with_option(words: Sequence[str], option: str, value: str) -> list[str]:
+    """Return a command's words with an option set anew: what they said of it before goes."""
+    end = words.index("--") if "--" in words else len(words)
+    kept, is_value = list[str](), False
+    for word in words[:end]:
+        if not is_value and word != option and not word.startswith(f"{option}="):
+            kept.append(word)
+        is_value = not is_value and word == option
+    return [*kept, option, value, *words[end:]]
 
 
 def _ansi_c(word: str) -> str:

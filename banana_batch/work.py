@@ -68,7 +68,7 @@ class Work(Struct, frozen=True):
         ready: Locks the batch and opens its state, planned and ready.
         environ: Where the key may be.
         sends: Whether paid calls may be made at all.
-        run_command: The command line that goes on with this batch.
+        run_command: The words of the command that goes on with this batch; none: not known.
     """
 
     out: Path
@@ -76,4 +76,4 @@ class Work(Struct, frozen=True):
     ready: Callable[[], contextlib.AbstractContextManager[Prepared]]
     environ: Mapping[str, str]
     sends: bool = True
-    run_command: str = ""
+    run_command: Sequence[str] = ()

@@ -10,23 +10,33 @@ from pathlib import Path
 from banana_batch.batch import LOG_NAME
 from banana_batch.errors import BananaError, Exit
 from banana_batch.report.log import RunLog
+from banana_batch.settings import Settings
 
 from . import outcome
 
 _TIMEOUT_S = 300.0
+_STANDARD_ERROR = 2
 # Of a run that could not begin these mean that nothing ended: another run has the batch, or the user's own slip.
 _NOT_BEGUN = frozenset({Exit.LOCKED, Exit.USAGE, Exit.NO_INPUT})
 
 
-def on_finish(command: str | None, summary: Mapping[str, object], out: Path | None) -> None:
+def on_finish(settings: Settings, summary: Mapping[str, object], out: Path | None) -> None:
     """Run the hook, if there is one; what becomes of it is told and logged, and changes nothing else."""
+    command = settings.on_finish
     if not command or summary["exit"] in _NOT_BEGUN:
         return
     # The hook has no business with the key.
     environ = {name: value for name, value in os.environ.items() if name != "TT_API_KEY"}
     try:
         done = subprocess.run(  # noqa: S602  # the user's own command line, by design
-            command, shell=True, input=json.dumps(summary).encode(), check=False, timeout=_TIMEOUT_S, env=environ
+            command,
+            shell=True,
+            input=json.dumps(summary).encode(),
+            # With --json, standard output holds one object and nothing else.
+            stdout=_STANDARD_ERROR if settings.json_output else None,
+            check=False,
+            timeout=_TIMEOUT_S,
+            env=environ,
         )
         problem = f"ended with {done.returncode}" if done.returncode else None
     except (OSError, subprocess.SubprocessError) as failed:

@@ -24,7 +24,7 @@ def complain(error: BananaError) -> None:
     if isinstance(error, ManifestError):
         for problem in error.problems:
             stream.write(f"{problem}\n")
-    for line in str(error).splitlines():
+    for line in str(error.args[0]).splitlines():
         stream.write(f"banana-batch: {printable(line, _MESSAGE_CHARS)}\n")
     if error.hint:
         stream.write(f"  → {printable(error.hint, _MESSAGE_CHARS)}\n")

@@ -1,6 +1,7 @@
 """What a plan shows: counts, credits, time, disk, and what to do next."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from banana_batch import accounting, money
@@ -12,7 +13,7 @@ from banana_batch.planning import Order, Prepared
 from banana_batch.report import tables
 from banana_batch.report.account import run_summary
 from banana_batch.store import queries
-from banana_batch.text import bytes_text, duration_text, plural, printable, shell_line
+from banana_batch.text import bytes_text, duration_text, plural, printable, shell_line, with_option
 
 # Round figures for a batch without history: what such calls take, and what such images weigh (vendor facts).
 _GUESS_S = {"1K": 17.0, "2K": 35.0, "4K": 60.0}
@@ -110,8 +111,8 @@ def plan_json(order: Order, prepared: Prepared) -> dict[str, object]:
     return summary
 
 
-def plan_text(order: Order, prepared: Prepared, sources: list[str]) -> str:
-    """Return the plan for a person."""
+def plan_text(order: Order, prepared: Prepared, run_command: Sequence[str]) -> str:
+    """Return the plan for a person; `run_command`: the words of the command that makes it so."""
     figures, difference = Figures(order, prepared), prepared.difference
     lines = [f"{plural(difference.rows, 'job')} for {printable(str(order.out))}", "", *_table(prepared), ""]
     lines += _notes(order, prepared)
@@ -120,7 +121,7 @@ def plan_text(order: Order, prepared: Prepared, sources: list[str]) -> str:
     if len(prepared.warnings) > _MAX_WARNINGS:
         lines.append(f"  and {plural(len(prepared.warnings) - _MAX_WARNINGS, 'more warning')}")
     if figures.to_send:
-        lines += ["", *_costs(figures), *_resources(order, figures), *_next(order, figures, sources)]
+        lines += ["", *_costs(figures), *_resources(order, figures), *_next(figures, run_command)]
     else:
         lines += ["", "Nothing would be sent: no job waits."]
     return "\n".join([*lines, "", "Nothing was sent, nothing was written. File names: no two collide."])
@@ -157,7 +158,8 @@ def _notes(order: Order, prepared: Prepared) -> list[str]:
         (in_doubt, f"in doubt, not sent without your word: banana-batch resolve {shell_line([str(order.out)])}"),
         (difference.duplicates, f"ask for what another row asks for ({pays.get(order.settings.dedupe, '')})"),
     )
-    return [f"  {count:,} {what}" for count, what in counted if count]
+    notes = [f"{count:,} {what}" for count, what in counted if count]
+    return [f"  {note}" for note in (*notes, difference.columns_text) if note]
 
 
 def _costs(figures: Figures) -> list[str]:
@@ -188,9 +190,8 @@ def _free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _next(order: Order, figures: Figures, sources: list[str]) -> list[str]:
+def _next(figures: Figures, run_command: Sequence[str]) -> list[str]:
     if figures.measured or figures.to_send <= _CANARY:
         return []
-    side = ["--sandbox"] if order.settings.sandbox else []
-    command = shell_line(["banana-batch", "run", *sources, *side, "-o", str(order.out), "--limit", str(_CANARY)])
+    command = shell_line(with_option(run_command, "--limit", str(_CANARY)))
     return ["", f"First buy {_CANARY}, then plan again with measured figures:", f"  {command}"]

@@ -60,7 +60,7 @@ def sandbox(
             faults=tuple(_parsed("--fault", parse_fault, text) for text in fault or []),
             slow_image_s=slow_image,
             plain_pictures=plain_pictures,
-            count_requests=False,
+            count_requests=bool(fault),  # else a request that met a fault would meet it for ever
         )
     except ValueError as bad:
         raise UsageError(f"--fault: {bad}") from None
@@ -84,5 +84,6 @@ async def _serve(folder: Path | None, config: "SandboxConfig", port: int) -> Non
         loop.add_signal_handler(number, stop.set)
     async with Sandbox(folder, config, port) as server:
         outcome.say(f"{server.base_url}/gemini/image/generate   (any TT-API-KEY; Ctrl-C ends it)")
-        outcome.say(f"export TT_API_KEY=rehearsal; banana-batch run prompts.csv --base-url {server.base_url}")
+        outcome.say("export TT_API_KEY=rehearsal")
+        outcome.say(f"banana-batch run prompts.csv -o rehearsal --base-url {server.base_url}")
         await stop.wait()

@@ -19,7 +19,6 @@ from banana_batch.report.account import Account
 from banana_batch.report.summary import terminal_text
 from banana_batch.report.tally import Tally
 from banana_batch.settings import Settings
-from banana_batch.text import shell_line
 
 from . import outcome
 from .hook import on_finish
@@ -52,7 +51,7 @@ def run(manifests: Manifests, options: dict[str, Any]) -> int:
             order.settings,
             lambda: made_ready(order),
             os.environ,
-            run_command=shell_line(["banana-batch", *sys.argv[1:]]),
+            run_command=["banana-batch", *sys.argv[1:]],
         )
         return finish(work, told)
     return told.code
@@ -76,9 +75,14 @@ def show_plan(manifests: Sequence[str], options: Mapping[str, Any]) -> int:
             if order.settings.json_output:
                 outcome.print_json(plan_json(order, prepared))
             else:
-                outcome.say(plan_text(order, prepared, list(manifests)))
+                outcome.say(plan_text(order, prepared, _as_run(sys.argv[1:])))
         return Exit.DONE
     return told.code
+
+
+def _as_run(arguments: Sequence[str]) -> list[str]:
+    """Return the words of the run that `plan`, or a dry run, told of."""
+    return ["banana-batch", "run", *(word for word in arguments[1:] if word not in ("-n", "--dry-run"))]
 
 
 class Told:
@@ -124,13 +128,13 @@ def finish(work: Work, told: Told) -> int:
         account = asyncio.run(_with_signals(task, view))
     except BananaError as failed:
         view.close()
-        on_finish(settings.on_finish, outcome.failed_summary(failed.exit, work.out, settings.budget), work.out)
+        on_finish(settings, outcome.failed_summary(failed.exit, work.out, settings.budget), work.out)
         raise
     finally:
         view.close()
     _tell(account, settings)
     told.code = account.exit
-    on_finish(settings.on_finish, accounting.summary_of(account), work.out)
+    on_finish(settings, accounting.summary_of(account), work.out)
     return account.exit
 
 
@@ -178,7 +182,5 @@ def download(
     with json_whatever_happens(options) as told:
         out, settings, ready = opened_for_images(batch, options, os.environ, Path.cwd())
         told.out = out
-        command = shell_line(["banana-batch", "download", str(out)])
-        work = Work(out, settings, ready, os.environ, sends=False, run_command=command)
-        return finish(work, told)
+        return finish(Work(out, settings, ready, os.environ, sends=False), told)
     return told.code

@@ -1,5 +1,6 @@
 """`schedule`: a night for the system's own scheduler, ready to install. It installs nothing itself."""
 
+import getpass
 import os
 import re
 import shlex
@@ -71,6 +72,7 @@ def _units(path: Path, order: Order, at: str) -> str:
         "ExecStart=" + " ".join(map(_unit_word, [*_command(), "run", str(path), "--json"])),
         f"WorkingDirectory={_unit_text(str(path.parent))}",
         *([f"LoadCredential=ttapi_key:{_KEY_PATH}"] if needs_key else []),
+        *([f"User={_unit_text(getpass.getuser())}"] if os.geteuid() else []),
         "TimeoutStartSec=infinity",
         f"TimeoutStopSec={round(order.settings.grace_s) + _SLACK_S}",
         "KillMode=mixed",

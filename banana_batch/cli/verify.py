@@ -15,7 +15,7 @@ from banana_batch.images.recovery import rehash, set_changed_aside
 from banana_batch.lifecycle import JobState
 from banana_batch.planning import Prepared, opened_for_images
 from banana_batch.store import database, queries, resolve, runs
-from banana_batch.text import plural, printable, shell_line
+from banana_batch.text import plural, printable
 
 from . import outcome
 from .run import finish, json_whatever_happens
@@ -76,7 +76,6 @@ def verify(
             repaired,
             os.environ,
             sends=False,
-            run_command=shell_line(["banana-batch", "verify", str(out)]),
         )
         return finish(work, told)
     return told.code

@@ -27,12 +27,15 @@ def reserve_for(price: int | None, caps: Caps, batch: Totals, run: Totals, undur
 
 def room(caps: Caps, batch: Totals, run: Totals, undurable: int = 0) -> int | None:
     """Return how much may still be set aside under both caps, in millionths; None: no cap."""
-    lefts = [
-        cap - sums.committed - undurable
-        for cap, sums in ((caps.budget, batch), (caps.run_budget, run))
-        if cap is not None
-    ]
-    return min(lefts, default=None)
+    return min((left for left in lefts(caps, batch, run, undurable) if left is not None), default=None)
+
+
+def lefts(caps: Caps, batch: Totals, run: Totals, undurable: int = 0) -> tuple[int | None, int | None]:
+    """Return the same for each cap: the batch's, and this run's."""
+    return (
+        None if caps.budget is None else caps.budget - batch.committed - undurable,
+        None if caps.run_budget is None else caps.run_budget - run.committed - undurable,
+    )
 
 
 def is_implausible(credits_micro: int, price: int | None, caps: Caps) -> bool:

@@ -8,10 +8,10 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from banana_batch.errors import Exit
-from banana_batch.models import Caps, PaidImage, QueuedJob, Reserve
+from banana_batch.models import Caps, PaidImage, QueuedJob, Reserve, Totals
 from banana_batch.ports import Clock, Endpoint, Events, Pacer, Store
 
-from .budget import reserve_for, room
+from .budget import lefts, reserve_for
 from .feed import Feed
 from .stops import Refusals, Stop, Streak
 from .waiting import Waiters
@@ -81,7 +81,7 @@ async def reserve(shared: Sending, job: QueuedJob) -> Reserve | None:
         if caps is not shared.rules.caps and (store.price_micro(job.kind) is not None or not _under_way(shared)):
             await _ask(shared)
         elif not _under_way(shared):
-            shared.stop(budget_reached(room(caps, store.totals, store.run_totals) or 0))
+            shared.stop(budget_reached(caps, store.totals, store.run_totals))
         else:
             # Calls under way hold more than they will cost: what they leave is known when they end.
             await shared.waiters.wait()
@@ -136,14 +136,15 @@ async def _stopped(shared: Sending) -> None:
         await shared.waiters.wait()
 
 
-def budget_reached(left: int) -> Stop:
-    """Return the stop of a run that has used up its budget; `left` below 0: and more."""
-    return (
-        Stop(Exit.BUDGET, "the budget is reached", "raise --budget to go on")
-        if left >= 0
-        else Stop(
-            Exit.BUDGET,
-            "the budget is overspent: an answer cost more than was reserved for it",
-            "raise --budget to go on",
-        )
-    )
+def budget_reached(caps: Caps, batch: Totals, run: Totals, undurable: int = 0) -> Stop:
+    """Return the stop of a run that has used up one of its budgets, or more."""
+    of_batch, of_run = lefts(caps, batch, run, undurable)
+    if of_batch is None or (of_run is not None and of_run < of_batch):
+        which, left, hint = "this run's budget", of_run or 0, "run again to go on, or raise --run-budget"
+    else:
+        which, left, hint = "the budget", of_batch, "raise --budget to go on"
+        if caps.budget == 0:
+            hint += "; dollars need quotes, or the shell takes them away: --budget '$5'"
+    if left < 0:
+        return Stop(Exit.BUDGET, f"{which} is overspent: an answer cost more than was reserved for it", hint)
+    return Stop(Exit.BUDGET, f"{which} is reached", hint)

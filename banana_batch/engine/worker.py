@@ -205,9 +205,10 @@ def _hold_the_budget(shared: Sending, ended: _Ended) -> None:
     shared.events.emit(
         "dearer", index=job.index, id=job.id, kind=str(job.kind), credits_micro=credits_micro, expected_micro=expected
     )
-    left = room(shared.rules.caps, shared.store.totals, shared.store.run_totals, shared.undurable)
+    sums = shared.rules.caps, shared.store.totals, shared.store.run_totals, shared.undurable
+    left = room(*sums)
     if left is not None and left < 0:
-        shared.stop(budget_reached(left))
+        shared.stop(budget_reached(*sums))
 
 
 def _settled(shared: Sending, job: QueuedJob, reply: Reply) -> Settled:

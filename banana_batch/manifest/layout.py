@@ -56,6 +56,19 @@ class Layout:
         return {name: _text(value) for name, value in zip(self.folded, values, strict=True)}
 
 
+# What people call a field that has another name here.
+_MEANT = {
+    **dict.fromkeys(("ratio", "aspect", "ar"), "aspect_ratio"),
+    **dict.fromkeys(("size", "resolution"), "image_size"),
+    **dict.fromkeys(("images", "image_urls", "references", "reference_images"), "refer_images"),
+    "thinking": "thinking_level",
+}
+
+
+def _near_field(name: str) -> str | None:
+    return _MEANT.get(name) or next(iter(get_close_matches(name, FIELDS, 1, 0.8)), None)
+
+
 def read_layout(names: tuple[str, ...], report: Report) -> Layout | None:
     """Match columns to fields; None, and told, where two of them can't be told apart."""
     folded = [fold(name) for name in names]
@@ -63,8 +76,8 @@ def read_layout(names: tuple[str, ...], report: Report) -> Layout | None:
         if name in folded[:place]:
             report.problem("", f"two columns {shown(names[place])}", "names that differ, whatever their case")
             return None
-        if name not in FIELDS and (near := get_close_matches(name, FIELDS, 1, 0.8)):
-            report.warning(shown(names[place]), "kept as a column of your own", f"did you mean {near[0]}?")
+        if name not in FIELDS and (near := _near_field(name)):
+            report.warning(shown(names[place]), "kept as a column of your own", f"did you mean {near}?")
     return Layout(names, [name if name in FIELDS else None for name in folded])
 
 

@@ -57,7 +57,8 @@ class Account(Struct, frozen=True):
 
     Attributes:
         out: The output folder as the user would type it.
-        run_command: The command that goes on with this batch, as a line of shell; empty: not known.
+        run_budget_micro: The cap of this run alone.
+        run_command: The words of the command that goes on with this batch; none: not known.
         jobs: Jobs of the whole batch by state.
         totals: Of the whole batch.
         run_totals: Of this run.
@@ -77,8 +78,9 @@ class Account(Struct, frozen=True):
     totals: Totals
     run_totals: Totals
     budget_micro: int | None = None
+    run_budget_micro: int | None = None
     expected_micro: int | None = None
-    run_command: str = ""
+    run_command: Sequence[str] = ()
     throttled_s: float = 0.0
     warnings: int = 0
     failures: Sequence[FailureLine] = ()

@@ -9,7 +9,7 @@ from msgspec import Struct
 from banana_batch.errors import Exit
 from banana_batch.lifecycle import JobState
 from banana_batch.money import MICRO
-from banana_batch.text import plural, shell_line
+from banana_batch.text import plural, shell_line, with_option
 
 from .account import Account
 
@@ -61,14 +61,26 @@ def _go_on(account: Account) -> list[Step]:
     steps = []
     if account.exit in _MEND:
         steps.append(Step("", _MEND[account.exit]))
-    waiting = account.count(JobState.PENDING)
-    command = account.run_command
-    if not waiting or not command:
+    waiting = plural(account.count(JobState.PENDING), "job")
+    words = account.run_command
+    if not account.count(JobState.PENDING):
         return steps
-    why = f"go on with {plural(waiting, 'job')} not sent yet; nothing is bought twice"
+    if not words:
+        return [*steps, Step("", f"Run the manifest again, to go on with {waiting} not sent yet")]
+    why = f"go on with {waiting} not sent yet; nothing is bought twice"
     if account.exit is Exit.BUDGET:
-        command, why = f"{command} --budget {_enough(account)}", f"go on with {plural(waiting, 'job')} not sent yet"
-    return [*steps, Step(command, why)]
+        why = f"go on with {waiting} not sent yet"
+        if _is_used_up(account):
+            words = with_option(words, "--budget", _enough(account))
+    return [*steps, Step(shell_line(words), why)]
+
+
+def _is_used_up(account: Account) -> bool:
+    """Tell whether it is the batch's budget that ended the run, and not that of the run alone."""
+    if account.budget_micro is None:
+        return False
+    left = account.budget_micro - account.totals.committed
+    return account.run_budget_micro is None or left <= account.run_budget_micro - account.run_totals.committed
 
 
 def _enough(account: Account) -> str:

@@ -30,6 +30,9 @@ REDRAW_S = 0.1
 MINUTE_S = 60.0
 CLOSE_PATIENCE_S = 1.0
 
+# A minute of small changes is one line; a pause of this length is worth one of its own.
+LONG_PAUSE_S = 10.0
+
 # Of each class of failure so many are told one by one, the rest is only counted.
 TOLD_PER_CLASS = 3
 
@@ -72,7 +75,7 @@ class Progress:
         self._lines: deque[str] = deque(maxlen=_MAX_LINES)
         self._held: deque[str] = deque(maxlen=_MAX_LINES)
         self._told: Counter[str] = Counter()
-        self._throttle_told_s = float("-inf")
+        self._throttle_told_s = self._pause_told_s = float("-inf")
         self._started = self._ended = self._dirty = False
         self._line_due_s = float("inf")
         self._drawn_s = 0.0
@@ -119,10 +122,12 @@ class Progress:
         if event == "fetch_failed":
             return self._verbose or (facts["lost"] and self._first_of_class(facts["error"]))
         if event == "throttled" and not self._verbose:
-            now_s = time.monotonic()
-            if now_s - self._throttle_told_s < self._minute_s:
+            now_s, pause_s = time.monotonic(), facts["cooldown_s"]
+            if now_s < (self._pause_told_s if pause_s >= LONG_PAUSE_S else self._throttle_told_s):
                 return False
-            self._throttle_told_s = now_s
+            self._throttle_told_s = now_s + self._minute_s
+            if pause_s >= LONG_PAUSE_S:
+                self._pause_told_s = now_s + pause_s
         return not (self._quiet and event in _CHATTER)
 
     def _first_of_class(self, name: str) -> bool:
@@ -203,6 +208,10 @@ def status_line(tally: Tally) -> str:
     if tally.latencies.count:
         median, slow = tally.latencies.quantile(0.5), tally.latencies.quantile(0.95)
         shown.append(f"calls take {seconds_text(median)} (p95 {seconds_text(slow)})")
+    if tally.outage_s is not None:
+        shown.append(f"the endpoint can't be used for {duration_text(tally.outage_s)} now")
+    elif tally.pause_left_s >= 1:
+        shown.append(f"pausing for another {duration_text(tally.pause_left_s)}: the endpoint wants fewer calls")
     return ", ".join(shown)
 
 

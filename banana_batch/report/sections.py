@@ -76,8 +76,8 @@ def money(account: Account) -> Table:
     ]
     rows = [[name, *_both(mine), *_both(all_runs)] for name, mine, all_runs in figures]
     if account.budget_micro is not None:
-        left = max(0, account.budget_micro - batch.committed)
-        rows.append(["budget left", "", "", *_both(left)])
+        left = account.budget_micro - batch.committed
+        rows.append(["budget left" if left >= 0 else "over budget", "", "", *_both(abs(left))])
     return Table(["credits", "this run", "", "whole batch", ""], rows, "<>>>>")
 
 

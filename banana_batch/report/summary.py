@@ -69,8 +69,9 @@ def status_text(status: BatchStatus) -> str:
     if status.totals.reserved:
         rows.append(["reserved", priced_text(status.totals.reserved)])
     if status.budget_micro is not None:
-        left = max(0, status.budget_micro - status.totals.committed)
-        rows.append(["budget", f"{priced_text(status.budget_micro)}, {credits_text(left)} left"])
+        left = status.budget_micro - status.totals.committed
+        rest = f"{credits_text(left)} left" if left >= 0 else f"overspent by {credits_text(-left)}"
+        rows.append(["budget", f"{priced_text(status.budget_micro)}, {rest}"])
     if status.rate_per_min is not None:
         eta = f", {duration_text(status.eta_s)} left" if status.eta_s is not None else ""
         rows.append(["rate", f"{status.rate_per_min:.3g} images a minute{eta}"])

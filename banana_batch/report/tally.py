@@ -93,6 +93,7 @@ class Tally:
         self._outage_s = 0.0
         self._throttled_since_s: float | None = None
         self._throttled_s = 0.0
+        self._pause_ends_s = -math.inf
         self._counters: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "run_started": self._run_started,
             "sent": self._sent,
@@ -116,6 +117,16 @@ class Tally:
     def throttled_s(self) -> float:
         """How long the endpoint's refusals kept the run below its width, seconds."""
         return self._throttled_s + self._since(self._throttled_since_s)
+
+    @property
+    def pause_left_s(self) -> float:
+        """How long no call starts as the endpoint wants fewer, seconds; 0: they may."""
+        return max(0.0, self._pause_ends_s - self._clock.monotonic_s())
+
+    @property
+    def outage_s(self) -> float | None:
+        """How long the endpoint can't be used already, seconds; None: it can."""
+        return None if self._outage_since_s is None else self._since(self._outage_since_s)
 
     def eta_s(self) -> float | None:
         """Return how long the rest takes at this run's rate, outages left out; None: no rate yet."""
@@ -175,9 +186,11 @@ class Tally:
             begun = self.outages[-1]
             self.outages[-1] = Outage(begun.started_us, begun.cause, facts["duration_s"], facts["doubts"])
 
-    def _throttled(self, facts: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def _throttled(self, facts: Mapping[str, Any]) -> None:
+        now_s = self._clock.monotonic_s()
+        self._pause_ends_s = now_s + facts["cooldown_s"]
         if self._throttled_since_s is None:
-            self._throttled_since_s = self._clock.monotonic_s()
+            self._throttled_since_s = now_s
 
     def _unthrottled(self, facts: Mapping[str, Any]) -> None:  # noqa: ARG002
         self._throttled_s += self._since(self._throttled_since_s)

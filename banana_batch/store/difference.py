@@ -49,6 +49,7 @@ class Difference(Struct):
         known: Jobs of the last manifest.
         duplicates: Rows whose request another row has too.
         changes: The first few changed rows.
+        columns: Those of the manifest's first rows that are the user's own: kept, and never sent.
     """
 
     rows: int = 0
@@ -60,6 +61,13 @@ class Difference(Struct):
     duplicates: int = 0
     kinds: list[KindCount] = field(default_factory=list)
     changes: list[ChangedRow] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+
+    @property
+    def columns_text(self) -> str:
+        """What is said of the user's own columns; empty where there are none."""
+        names = ", ".join(printable(name, 40) for name in self.columns)
+        return f"columns of your own, kept and not sent: {names}" if names else ""
 
     @property
     def mostly_gone(self) -> bool:

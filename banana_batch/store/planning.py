@@ -29,6 +29,7 @@ CREATE TEMP TABLE planned_kinds (
 # A job whose request was never bought, or was refused for good, takes a changed row as it is.
 _FREE = "(jobs.attempts = 0 OR jobs.state = 'failed')"
 _SAMPLE = 10
+_SAMPLED_ROWS = 1000
 
 
 class Planner:
@@ -205,13 +206,21 @@ class Planner:
         )
         found.kinds = self._kind_counts(any_removed=found.removed > 0)
         found.changes = list(self._changes()) if found.changed else []
+        found.columns = self._columns()
         return found
 
     def _all_new(self, duplicates: int) -> Difference:
         rows = self._rows.total()
         kinds = [KindCount(kind, self._rows[number], {}) for kind, number in self._kinds.items()]
         kinds.sort(key=lambda found: (found.kind.model, found.kind.image_size))
-        return Difference(rows=rows, new=rows, duplicates=duplicates, kinds=kinds)
+        return Difference(rows=rows, new=rows, duplicates=duplicates, kinds=kinds, columns=self._columns())
+
+    def _columns(self) -> list[str]:
+        found = self._db.execute(
+            "SELECT DISTINCT key FROM (SELECT meta FROM planned WHERE meta <> '' LIMIT ?), json_each(meta) LIMIT ?",
+            (_SAMPLED_ROWS, _SAMPLE),
+        )
+        return [row["key"] for row in found]
 
     def _kind_counts(self, *, any_removed: bool) -> list[KindCount]:
         states: dict[Kind, dict[str, int]] = {}

@@ -51,6 +51,19 @@ def test_a_batch_stays_on_its_side(folder: Path) -> None:
     assert charges(folder / "live") == []
 
 
+def test_a_rehearsal_against_a_gateway_here_is_no_real_batch(folder: Path) -> None:
+    """What a sandbox of one's own sold is never taken for bought images: 78, nothing sent. Any port here will do."""
+    with serving() as peer:
+        assert peer.run("two.csv", "-o", "out", "--limit", "1", cwd=folder).code == 0
+        elsewhere = ("run", "two.csv", "-o", "out", "--base-url", "https://nowhere.invalid", "--give-up-after", "0")
+        refused = command(*elsewhere, cwd=folder, TT_API_KEY=KEY)
+        assert refused.code == 78
+        assert "--base-url http://127.0.0.1" in refused.err
+    with serving() as another:
+        assert another.run("two.csv", "-o", "out", cwd=folder).code == 0
+        assert another.calls == 1
+
+
 SLIPS: dict[str, tuple[int, list[str]]] = {
     "no arguments for run": (64, ["run"]),
     "an option that does not exist": (64, ["run", "two.csv", "--sandbox", "--turbo"]),

@@ -91,6 +91,19 @@ def test_a_plan_writes_nothing(tmp_path: Path) -> None:
     assert tree(tmp_path) == {str(tmp_path / "demo.csv")}
 
 
+def test_a_plan_says_what_to_buy_first_and_what_is_not_sent(tmp_path: Path) -> None:
+    """The command that is advised keeps every option, model and budget among them; columns of one's own are named, and
+    where one is meant for a field, that too."""
+    rows = "".join(f"p{row},16:9,me\n" for row in range(6))
+    (tmp_path / "six.csv").write_text("prompt,ratio,Kunde\n" + rows)
+    told = command("plan", "six.csv", "--model", "Nano Banana", "--budget", "$2", "--limit", "6", cwd=tmp_path)
+    assert "banana-batch run six.csv --model 'Nano Banana' --budget '$2' --limit 5\n" in told.out
+    assert "columns of your own, kept and not sent: ratio, Kunde" in told.out
+    assert "did you mean aspect_ratio?" in told.out
+    again = command("run", "six.csv", "-n", "-o", "o", cwd=tmp_path)
+    assert "banana-batch run six.csv -o o --limit 5\n" in again.out
+
+
 def test_a_public_collection_of_prompts(tmp_path: Path) -> None:
     """60 rows of PartiPrompts: every image opens, results keep the order and the collection's own columns, and the
     ledger is the charge log to the micro-credit."""

@@ -56,3 +56,13 @@ def test_faults_are_met_as_told(tmp_path: Path) -> None:
         assert said is not None
         ran = command("run", "one.csv", "--json", "--base-url", said[0].decode(), cwd=tmp_path, TT_API_KEY=KEY)
         assert (ran.code, ran.summary["jobs"]["in_doubt"]) == (4, 1)
+
+
+def test_a_fault_is_no_fate(tmp_path: Path) -> None:
+    """The same request, sent again, meets something else: a rehearsal with faults can be finished."""
+    with live("sandbox", "--port", "0", "--latency", "fixed:0", "--fault", "500=0.5", cwd=tmp_path) as server:
+        assert server.process.stdout is not None
+        said = re.search(rb"http://127\.0\.0\.1:\d+", server.process.stdout.readline())
+        assert said is not None
+        headers = {"Content-Type": "application/json", "TT-API-KEY": "<api-key>"}
+        assert {_post(said[0].decode(), **headers)[0] for _ in range(20)} == {200, 500}

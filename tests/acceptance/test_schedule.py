@@ -52,6 +52,15 @@ def test_a_stop_outlives_the_longest_call(tmp_path: Path) -> None:
     assert start.endswith(f'run "{tmp_path}/over night.toml" --json')
 
 
+def test_the_service_is_its_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not root's, whose images nobody else could read; root's where root asks."""
+    for uid, lines in ((1000, ["User=mary"]), (0, [])):
+        monkeypatch.setenv("LOGNAME", "mary")
+        monkeypatch.setattr("os.geteuid", lambda uid=uid: uid)
+        printed = here("schedule", _night(tmp_path), "--at", "22:00", "--for", "systemd").out
+        assert [line for line in printed.splitlines() if line.startswith("User=")] == lines
+
+
 def test_the_timer_starts_at_the_time_given(tmp_path: Path) -> None:
     """Each day at that time; a night missed while the machine was off is made up for."""
     timer = _units(here("schedule", _night(tmp_path), "--at", "7:05", "--for", "systemd").out)[

@@ -4,10 +4,11 @@ from collections import Counter
 
 import pytest
 
+from banana_batch.engine.sending import budget_reached
 from banana_batch.engine.stops import Stop, Streak, exit_code
 from banana_batch.errors import Exit
 from banana_batch.lifecycle import JobState
-from banana_batch.models import Outcome, Signal, StopRule, Verdict
+from banana_batch.models import Caps, Outcome, Signal, StopRule, Totals, Verdict
 
 P = JobState.PENDING
 
@@ -56,3 +57,25 @@ def test_a_rule_for_the_start_holds_only_there() -> None:
     assert streak.see(verdict("a", 1, from_start=True)) is not None
     streak.see(verdict("b", 9))
     assert streak.see(verdict("a", 1, from_start=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "run_budget", "spent", "said"),
+    [
+        (10, None, 10, "the budget is reached"),
+        (10, 99, 11, "the budget is overspent"),
+        (99, 10, 10, "this run's budget is reached"),
+        (None, 10, 12, "this run's budget is overspent"),
+    ],
+)
+def test_the_budget_that_is_used_up_is_named(budget: int | None, run_budget: int | None, spent: int, said: str) -> None:
+    """With what to do about that one: a run's own is there again in the next run."""
+    spending = Totals(spent=spent)
+    stop = budget_reached(Caps(budget, run_budget, 50, bounded=True), spending, spending)
+    assert stop.message.startswith(said)
+    assert ("run again" in stop.hint) == said.startswith("this run")
+
+
+def test_a_budget_of_nothing_is_likely_the_shells_doing() -> None:
+    """`--budget $20` without quotes is `--budget 0`."""
+    assert "quotes" in budget_reached(Caps(0, None, 50, bounded=True), Totals(), Totals()).hint

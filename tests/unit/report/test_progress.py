@@ -196,6 +196,30 @@ def test_throttling_is_told_once_a_minute(pipe: Screen) -> None:
     assert pipe.text().count("fewer calls: ") == 1
 
 
+def test_a_long_pause_is_told_within_the_minute_and_in_each_line(pipe: Screen) -> None:
+    """Nobody has to wonder for a minute why nothing moves; the pause is told once, however often it is taught."""
+    progress, events, tally = shown(pipe)
+    start(events)
+    for cooldown_s in (2.0, 55.0, 54.0):
+        events.emit("throttled", limit=4, cooldown_s=cooldown_s)
+    progress.close()
+    assert pipe.text().count("pausing 55 s") == 1
+    assert "pausing 54 s" not in pipe.text()
+    assert status_line(tally).endswith("pausing for another 54 s: the endpoint wants fewer calls")
+
+
+def test_an_outage_is_in_each_line() -> None:
+    """For how long it lasts already; no longer once it is over."""
+    clock = ManualClock()
+    tally = Tally(clock)
+    start(tally)
+    tally.emit("incident_started", cause="c")
+    clock.now_s = 120.0
+    assert status_line(tally).endswith("the endpoint can't be used for 2 min now")
+    tally.emit("incident_ended", duration_s=120.0, doubts=0)
+    assert "can't be used" not in status_line(tally)
+
+
 def test_a_reader_that_went_away_is_no_error() -> None:
     """EPIPE on a closed pipe, EBADF on a closed standard error: the run goes on in silence."""
     reader, writer = os.pipe()

@@ -24,6 +24,7 @@ from banana_batch.report.markdown import escaped, markdown_text, write_summary
 from banana_batch.report.moments import rfc3339, seconds_text, span_text
 from banana_batch.report.summary import BatchStatus, ledger_text, status_text, terminal_text
 from banana_batch.report.tally import Outage
+from banana_batch.text import with_option
 
 M = 1_000_000
 NOON_US = 1_763_812_800 * M
@@ -50,7 +51,7 @@ NIGHT = replace(
     totals=Totals(spent=3204 * M, at_risk=4 * M, wasted=2 * M),
     budget_micro=3210 * M,
     expected_micro=20 * M + 1,
-    run_command="banana-batch run cats.tsv -o 'outputs/my cats'",
+    run_command=("banana-batch", "run", "cats.tsv", "-o", "outputs/my cats", "--budget", "2"),
     throttled_s=720,
     warnings=3,
     failures=[FailureLine("refused_400", 18, HOSTILE), *(FailureLine(f"other_{n}", 1) for n in range(6))],
@@ -91,6 +92,9 @@ def test_columns_stand_under_each_other() -> None:
     assert tables.fitted("猫猫猫", 5) == "猫猫…"
 
 
+RUN = ("banana-batch", "run", "m.csv", "-o", "o")
+
+
 @pytest.mark.parametrize(
     ("exit", "jobs", "commands"),
     [
@@ -109,12 +113,57 @@ def test_columns_stand_under_each_other() -> None:
 )
 def test_each_ending_says_what_to_do_next(exit: Exit, jobs: dict[str, int], commands: list[str]) -> None:
     """As commands that can be pasted; a bigger budget is one that is enough."""
+    budget = 20 * M if exit is Exit.BUDGET else None
     account = replace(
-        CLEAN, exit=exit, out="o", jobs=jobs, run_command="banana-batch run m.csv -o o", expected_micro=8 * M - 1
+        CLEAN, exit=exit, out="o", jobs=jobs, run_command=RUN, expected_micro=8 * M - 1, budget_micro=budget
     )
     steps = next_steps(account)
     assert [step.command.removeprefix("banana-batch ") for step in steps] == commands
     assert all(step.why for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("said", "advised"),
+    [
+        (["--budget", "20"], "--budget 28"),
+        (["--budget=20", "-c", "4"], "-c 4 --budget 28"),
+        (["--run-budget", "20", "--budget", "99"], "--run-budget 20 --budget 99"),
+    ],
+)
+def test_the_budget_that_is_advised_is_the_one_that_ended_the_run(said: list[str], advised: str) -> None:
+    """It stands in the place of the old one; where this run's own budget was used up, the batch's is left alone."""
+    own = 20 * M if "--run-budget" in said else None
+    account = replace(
+        CLEAN,
+        exit=Exit.BUDGET,
+        jobs={"pending": 1},
+        run_command=("banana-batch", "run", "m.csv", *said),
+        expected_micro=8 * M,
+        budget_micro=99 * M if own else 20 * M,
+        run_budget_micro=own,
+    )
+    assert [step.command for step in next_steps(account)] == [f"banana-batch run m.csv {advised}"]
+
+
+def test_where_no_command_is_known_the_manifest_is_pointed_to() -> None:
+    """`download` never sends: running it again would not go on with what waits."""
+    (step,) = next_steps(replace(CLEAN, exit=Exit.STOPPED, jobs={"pending": 5}))
+    assert (step.command, "5 jobs" in step.why, "manifest" in step.why) == ("", True, True)
+
+
+def test_an_overspent_budget_is_told_as_such() -> None:
+    """By how much, in the account and in `status`: never as nothing left."""
+    over = replace(CLEAN, budget_micro=15 * M)
+    assert "over budget" in terminal_text(over)
+    assert "budget left" not in terminal_text(over)
+    status = BatchStatus("o", over.jobs, over.totals, over.budget_micro)
+    assert "15 credits ($0.15), overspent by 5" in status_text(status)
+
+
+def test_an_option_is_set_anew() -> None:
+    """What was said of it before goes, in either spelling; what follows `--` is no option."""
+    words = ["run", "--limit", "9", "--limit=8", "m.csv", "--", "--limit"]
+    assert with_option(words, "--limit", "5") == ["run", "m.csv", "--limit", "5", "--", "--limit"]
 
 
 def test_an_unknown_price_leaves_the_budget_to_the_user_and_folders_are_quoted() -> None:
