@@ -86,6 +86,11 @@ def expected_micro(db: sqlite3.Connection) -> int | None:
     return total
 
 
+def usual_latency_s(db: sqlite3.Connection) -> float | None:
+    """Return the median of what calls of this batch took of late, seconds; None: none was answered."""
+    return percentile(sorted(took_s for past in queries.history(db) for took_s in past.latencies_s), 50)
+
+
 def estimate(
     pending: Mapping[Kind, int], prices: Mapping[Kind, tuple[int, int]], max_price: int
 ) -> tuple[int, int, int]:

@@ -83,6 +83,7 @@ class Run:
         self._aborted = False
         self._store: StateStore | None = None
         self._estimates = Estimates(work.settings.caps.max_price)
+        self._usual_s: float | None = None
 
     def drain(self, stop: Stop) -> None:
         """Start nothing more; let calls in flight end, at most for the grace time."""
@@ -96,7 +97,7 @@ class Run:
             reason=stop.message,
             on_wire=pool.on_wire,
             at_stake_micro=pool.at_stake_micro,
-            typical_s=self.tally.latencies.quantile(0.5),
+            typical_s=self.tally.latencies.quantile(0.5) or self._usual_s,
         )
 
     def abort(self, stop: Stop) -> None:
@@ -307,6 +308,7 @@ class Run:
 
     def _tell_start(self, begun: _Begun, prepared: Prepared) -> int:
         """Return how many jobs are to be sent for the first time."""
+        self._usual_s = accounting.usual_latency_s(begun.db) if self._view.can_ask else None
         states = queries.counts(begun.db)
         mine = queries.manifest_counts(begun.db)
         todo = mine[JobState.PENDING] if self._work.sends else 0

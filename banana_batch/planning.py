@@ -142,11 +142,24 @@ def looked_at(order: Order) -> Iterator[Prepared]:
     Raises:
         ManifestError: bad rows, or a change that `--on-change` refuses.
     """
-    fresh = not database.exists(order.out)
-    with contextlib.closing(database.nowhere() if fresh else database.open_reader(order.out)) as db:
-        prepared = Prepared(db, Difference(), fresh=fresh)
-        _stage(order, prepared)
+    with contextlib.ExitStack() as stack:
+        still = not database.in_use(order.out)
+        prepared = _look(order, stack, still=still)
+        if still and not prepared.fresh and database.in_use(order.out):
+            # A run began meanwhile, and may have changed what was just being read.
+            prepared = _look(order, stack, still=False)
         yield prepared
+
+
+def _look(order: Order, stack: contextlib.ExitStack, *, still: bool) -> Prepared:
+    fresh = not database.exists(order.out)
+    opened = database.nowhere() if fresh else database.open_reader(order.out, still=still)
+    db = stack.enter_context(contextlib.closing(opened))
+    if not fresh:
+        _check_side(db, order)
+    prepared = Prepared(db, Difference(), fresh=fresh)
+    _stage(order, prepared)
+    return prepared
 
 
 @contextlib.contextmanager
@@ -201,8 +214,7 @@ def _born(order: Order) -> Prepared:
 def _existing(order: Order) -> Prepared:
     db = database.open_writer(order.out)
     try:
-        check_side(db, order.out, sandbox=order.settings.sandbox)
-        _check_gateway(db, order)
+        _check_side(db, order)
         refuse_the_past(db, order.out)
         prepared = Prepared(db, Difference())
         mark = _mark(order)
@@ -228,13 +240,13 @@ def _mark(order: Order) -> str:
     return f"{fingerprint.hex()} {order.settings.dedupe}" if fingerprint else ""
 
 
-def check_side(db: sqlite3.Connection, out: Path, *, sandbox: bool) -> None:
+def _check_side(db: sqlite3.Connection, order: Order) -> None:
     """Refuse to go on with a batch on the other side than it was begun.
 
     Raises:
-        SettingsError: a sandbox batch without --sandbox, or the other way round.
+        SettingsError: a sandbox batch without --sandbox, or the other way round; see `_check_gateway`.
     """
-    side = runs.recall(db, SIDE)
+    side, out, sandbox = runs.recall(db, SIDE), order.out, order.settings.sandbox
     if side == IN_SANDBOX and not sandbox:
         raise SettingsError(
             f"{out}: this batch was begun in the sandbox; its images are rehearsal pictures",
@@ -245,6 +257,7 @@ def check_side(db: sqlite3.Connection, out: Path, *, sandbox: bool) -> None:
             f"{out}: this batch was begun at the real endpoint and is not continued in the sandbox",
             "leave --sandbox out to go on with it, or rehearse in another folder: -o DIR",
         )
+    _check_gateway(db, order)
 
 
 def _check_gateway(db: sqlite3.Connection, order: Order) -> None:

@@ -67,14 +67,15 @@ def main(arguments: list[str]) -> int:
         keep_what_is_loaded()
     try:
         result: Any = command.main(args=arguments, prog_name="banana-batch", standalone_mode=False)
-    except BananaError as failed:
-        outcome.complain(failed)
-        return failed.exit
     except typer.Abort:
         return Exit.INTERRUPTED
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except Exception as failed:
+        known = outcome.as_told(failed)
+        if known is not None:
+            outcome.complain(known)
+            return known.exit
         # Click's usage errors say themselves what they are; all else is a bug and is shown as one.
         message = getattr(failed, "format_message", None)
         if message is None:

@@ -18,6 +18,16 @@ from banana_batch.text import printable
 _MESSAGE_CHARS = 4000
 
 
+def as_told(failed: Exception) -> BananaError | None:
+    """Return what a person is told of a failure; None: it is a bug."""
+    if isinstance(failed, BananaError):
+        return failed
+    # Its subclasses say that we misused SQLite, or that the disk failed; the class itself, that the file is damaged.
+    if type(failed) is sqlite3.DatabaseError:
+        return database.damaged_somewhere(failed)
+    return None
+
+
 def complain(error: BananaError) -> None:
     """Print what happened, then what to do next."""
     stream = Stream()

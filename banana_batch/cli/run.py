@@ -14,7 +14,7 @@ import typer
 from banana_batch import accounting
 from banana_batch.batch import Run, Work
 from banana_batch.errors import BananaError, Exit
-from banana_batch.planning import looked_at, made_ready, opened_for_images, settle_order
+from banana_batch.planning import Order, looked_at, made_ready, opened_for_images, settle_order
 from banana_batch.report.account import Account
 from banana_batch.report.summary import terminal_text
 from banana_batch.report.tally import Tally
@@ -39,13 +39,10 @@ def run(manifests: Manifests, options: dict[str, Any]) -> int:
 
     Example: banana-batch run prompts.csv --budget '$5'
     """
-    if options.get("dry_run"):
-        return show_plan(manifests, options)
     with json_whatever_happens(options) as told:
-        order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin(), confirmed)
-        told.out = order.out
-        told.json = order.settings.json_output
-        told.budget = order.settings.budget
+        order = _settled(manifests, options, told)
+        if order.settings.dry_run:
+            return _show_plan(order)
         work = Work(
             order.out,
             order.settings,
@@ -63,21 +60,25 @@ def plan(manifests: Manifests, options: dict[str, Any]) -> int:
 
     Example: banana-batch plan prompts.csv
     """
-    return show_plan(manifests, options)
-
-
-def show_plan(manifests: Sequence[str], options: Mapping[str, Any]) -> int:
-    """Print the plan, or every bad row."""
     with json_whatever_happens(options) as told:
-        order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin(), confirmed)
-        told.out, told.json, told.budget = order.out, order.settings.json_output, order.settings.budget
-        with looked_at(order) as prepared:
-            if order.settings.json_output:
-                outcome.print_json(plan_json(order, prepared))
-            else:
-                outcome.say(plan_text(order, prepared, _as_run(sys.argv[1:])))
-        return Exit.DONE
+        return _show_plan(_settled(manifests, options, told))
     return told.code
+
+
+def _settled(manifests: Sequence[str], options: Mapping[str, Any], told: "Told") -> Order:
+    order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin(), confirmed)
+    told.out, told.json, told.budget = order.out, order.settings.json_output, order.settings.budget
+    return order
+
+
+def _show_plan(order: Order) -> int:
+    """Print the plan; whether it is wanted may be said in a job file or the environment too."""
+    with looked_at(order) as prepared:
+        if order.settings.json_output:
+            outcome.print_json(plan_json(order, prepared))
+        else:
+            outcome.say(plan_text(order, prepared, _as_run(sys.argv[1:])))
+    return Exit.DONE
 
 
 def _as_run(arguments: Sequence[str]) -> list[str]:
@@ -101,15 +102,15 @@ def json_whatever_happens(options: Mapping[str, Any]) -> Iterator[Told]:
     told.json = bool(options.get("json"))
     try:
         yield told
-    except BananaError as failed:
-        outcome.complain(failed)
-        told.code = failed.exit
+    except Exception as broken:
+        failed = outcome.as_told(broken)
+        if failed is not None:
+            outcome.complain(failed)
+            told.code = failed.exit
         if told.json:
-            outcome.print_json(outcome.failed_summary(failed.exit, told.out, told.budget))
-    except Exception:
-        if told.json:
-            outcome.print_json(outcome.failed_summary(Exit.BUG, told.out, told.budget))
-        raise
+            outcome.print_json(outcome.failed_summary(failed.exit if failed else Exit.BUG, told.out, told.budget))
+        if failed is None:
+            raise
 
 
 def finish(work: Work, told: Told) -> int:

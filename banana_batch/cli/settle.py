@@ -65,6 +65,8 @@ def resolve_doubts(
 def _word(
     *, resend: bool, not_charged: bool, charged: str | None, drop: bool, image_url: str | None
 ) -> resolve.Word | None:
+    if image_url is not None and not image_url.strip():
+        raise UsageError("--image-url: empty → the url of the image; a variable that is not set?")
     said = [
         name
         for name, is_said in (

@@ -92,7 +92,10 @@ class Downloads:
     def close(self) -> None:
         """No more images will be put: the last paid call has ended."""
         if self._closing_at_s is None:
-            self._closing_at_s = self._clock.monotonic_s() + (0.0 if self._gave_up else self._wait_s)
+            self._closing_at_s = closing_at_s = self._clock.monotonic_s() + (0.0 if self._gave_up else self._wait_s)
+            # What was to be tried later than that is tried then, for the last time.
+            self._due = [(min(at_s, closing_at_s), number, image) for at_s, number, image in self._due]
+            heapq.heapify(self._due)
         self._waiters.wake_all()
 
     def hurry(self) -> None:

@@ -146,5 +146,5 @@ def budget_reached(caps: Caps, batch: Totals, run: Totals, undurable: int = 0) -
         if caps.budget == 0:
             hint += "; dollars need quotes, or the shell takes them away: --budget '$5'"
     if left < 0:
-        return Stop(Exit.BUDGET, f"{which} is overspent: an answer cost more than was reserved for it", hint)
+        return Stop(Exit.BUDGET, f"{which} is overspent: more than that is spent or at risk", hint)
     return Stop(Exit.BUDGET, f"{which} is reached", hint)

@@ -96,8 +96,11 @@ def exit_code(stops: list[Stop], jobs: Mapping[JobState, int], *, limited: bool)
     codes = {stop.exit for stop in stops}
     left = jobs[JobState.PENDING] + jobs[JobState.SENDING]
     if not left:
-        # A budget, a signal or an outage that left nothing undone did not change the outcome.
-        codes -= {Exit.BUDGET, Exit.STOPPED, Exit.OUT_OF_CREDITS, Exit.UNAVAILABLE}
+        # A budget, a signal or an outage that left nothing undone did not change the outcome. Whoever stops a run
+        # that only fetches leaves images unfetched.
+        codes -= {Exit.BUDGET, Exit.OUT_OF_CREDITS, Exit.UNAVAILABLE}
+        if not jobs[JobState.PAID]:
+            codes.discard(Exit.STOPPED)
     elif not limited and not codes:
         codes.add(Exit.STOPPED)
     if jobs[JobState.PAID]:

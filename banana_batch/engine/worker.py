@@ -215,7 +215,8 @@ def _settled(shared: Sending, job: QueuedJob, reply: Reply) -> Settled:
     verdict, answer = reply.verdict, reply.answer
     event, settlement, counts = verdict.outcome.event, _SETTLEMENT[verdict.outcome], False
     if verdict.outcome is Outcome.REFUSED_FOR_NOW and verdict.retries != -1:
-        allowed = shared.rules.retries if verdict.retries is None else verdict.retries
+        retries = shared.rules.retries
+        allowed = retries if verdict.retries is None else min(verdict.retries, retries)
         used = shared.refusals.refused(
             job.index, shared.clock.monotonic_s(), counts=not shared.pacer.in_incident, last=shared.feed.dry
         )

@@ -48,15 +48,16 @@ class Finish(NamedTuple):
 Operation = Callable[[sqlite3.Connection], Any]
 Change = Begin | Settle | Finish | Operation
 
-# A job's index, where it is believed to be, where it goes; the attempt that begins; tries that are used up.
-Move = tuple[int, str, str, int | None, int]
+# A job's index, where it is believed to be, where it goes; the attempt that begins; tries that are used up; what is
+# added to the requests that left, or may have left, this machine.
+Move = tuple[int, str, str, int | None, int, int]
 
 # The planner is kept off the index by state (`+`): it would walk all pending jobs for a few of them.
 _MOVE = ForRows(
-    "UPDATE jobs SET state = v.column3, attempts = attempts + (v.column4 IS NOT NULL),"
+    "UPDATE jobs SET state = v.column3, attempts = attempts + v.column6,"
     " attempt = ifnull(v.column4, attempt), tries = tries + v.column5"
     " FROM {rows} AS v WHERE job = v.column1 AND +state = v.column2",
-    5,
+    6,
 )
 _BEGIN = ForRows(
     "INSERT INTO attempts (run, sent_us, attempt, job, kind, reserved, ceiling)"
@@ -89,6 +90,7 @@ _IN_DOUBT, _PENDING, _SENDING, _PAID = (
 _RESENT = after(JobState.IN_DOUBT, Event.RESEND).value
 _SENT = after(JobState.PENDING, Event.SEND).value
 _DONE = after(JobState.PAID, Event.STORED).value
+_NOT_SENT = Settlement.NOT_SENT.value
 
 # Which one is told when each is made alone.
 _ONE_OF_THEM = "a change of this group can't be made"
@@ -146,13 +148,13 @@ def _sorted(
 
 
 def _begin(db: sqlite3.Connection, begins: Sequence[Begin], numbers: range, known: Known, sent_us: int) -> list[Move]:
-    move(db, [(job.index, _IN_DOUBT, _RESENT, None, 0) for job, _ in begins if job.resend])
+    move(db, [(job.index, _IN_DOUBT, _RESENT, None, 0, 0) for job, _ in begins if job.resend])
     rows = [
         (number, job.index, known.kind(db, job.kind), reserve.micro, int(reserve.ceiling))
         for number, (job, reserve) in zip(numbers, begins, strict=True)
     ]
     _BEGIN.run(db, rows, known.run, sent_us)
-    return [(index, _PENDING, _SENT, number, 0) for number, index, *_ in rows]
+    return [(index, _PENDING, _SENT, number, 0, 1) for number, index, *_ in rows]
 
 
 def _settle(db: sqlite3.Connection, settles: Sequence[Settle]) -> list[Move]:
@@ -173,8 +175,8 @@ def _settle(db: sqlite3.Connection, settles: Sequence[Settle]) -> list[Move]:
         ],
     )
     return [
-        (job.index, _SENDING, becomes, None, int(settled.counts))
-        for (_, job, settled), (becomes, _) in zip(settles, endings, strict=True)
+        (job.index, _SENDING, becomes, None, int(settled.counts), -int(outcome == _NOT_SENT))
+        for (_, job, settled), (becomes, outcome) in zip(settles, endings, strict=True)
     ]
 
 
@@ -209,7 +211,7 @@ def _finish(db: sqlite3.Connection, finishes: Sequence[Finish], done_us: int) ->
         for index, image in finishes
     ]  # fmt: skip
     _STORE.run(db, rows, done_us)
-    return [(index, _PAID, _DONE, None, 0) for index, _ in finishes]
+    return [(index, _PAID, _DONE, None, 0, 0) for index, _ in finishes]
 
 
 def move(db: sqlite3.Connection, moves: Sequence[Move]) -> None:
@@ -257,4 +259,4 @@ def share_image(db: sqlite3.Connection, index: int, path: str, done_us: int) -> 
 
 
 def _step(db: sqlite3.Connection, index: int, was: JobState, event: Event) -> None:
-    move(db, [(index, was.value, after(was, event).value, None, 0)])
+    move(db, [(index, was.value, after(was, event).value, None, 0, 0)])

@@ -200,21 +200,41 @@ def open_writer(out: Path) -> sqlite3.Connection:
         return db
 
 
-def open_reader(out: Path) -> sqlite3.Connection:
+def open_reader(out: Path, *, still: bool = False) -> sqlite3.Connection:
     """Open the state to look at it, also while a run is live; can't write.
+
+    Args:
+        still: Leave no file of SQLite's own beside it, if no run is at work. For a look during which one may begin,
+            only where `in_use` is asked afterwards.
 
     Raises:
         ManifestError, DiskError: as `open_writer`.
     """
     _refuse_odd(out)
     with _refusing_damage(out):
-        db = _connect(state_path(out), mode="ro")
+        alone = not in_use(out)
         try:
-            _check_version(db, out)
-        except BaseException:
-            db.close()
-            raise
-        return db
+            return _reader(out, "ro&immutable=1" if still and alone else "ro")
+        except sqlite3.OperationalError:
+            if not alone or os.access(out, os.W_OK):
+                raise
+            # A folder where nobody may write: an archive, or a disk that is mounted so.
+            return _reader(out, "ro&immutable=1")
+
+
+def in_use(out: Path) -> bool:
+    """Tell whether some of the state stands in its log: a run is at work, or was cut off."""
+    return state_path(out).with_name(f"{STATE_NAME}-wal").exists()
+
+
+def _reader(out: Path, mode: str) -> sqlite3.Connection:
+    db = _connect(state_path(out), mode)
+    try:
+        _check_version(db, out)
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def _refuse_old_sqlite() -> None:
@@ -311,6 +331,14 @@ def damaged(out: Path, found: str) -> ManifestError:
     return ManifestError(
         f"{path}: damaged ({found}); nothing was sent and nothing was changed",
         f"put back a copy of it; or save what is readable: sqlite3 {path} .recover; a new batch needs another folder",
+    )
+
+
+def damaged_somewhere(failed: sqlite3.DatabaseError) -> ManifestError:
+    """Return the same where the damage shows only while the file is read."""
+    return ManifestError(
+        f"the batch's {STATE_NAME} is damaged ({failed}); nothing was changed",
+        f"put back a copy of it; or save what is readable: sqlite3 {STATE_NAME} .recover",
     )
 
 

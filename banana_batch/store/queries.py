@@ -20,7 +20,8 @@ _RESULTS = """
 SELECT jobs.job, jobs.id, jobs.state, jobs.request, jobs.unsent, jobs.meta,
   images.path, images.bytes, images.sha256, images.width, images.height, images.content_type, images.image_url,
   iif(jobs.twin IS NOT NULL AND jobs.state = 'done', 0, attempts.credits) AS credits,
-  jobs.attempts, attempts.latency_s, attempts.sent_us AS sent_at_us, images.done_us AS done_at_us,
+  jobs.attempts, attempts.latency_s, iif(jobs.attempts, attempts.sent_us, NULL) AS sent_at_us,
+  images.done_us AS done_at_us,
   iif(jobs.state IN ('paid', 'lost'), images.error_class, iif(jobs.state IN ('failed', 'in_doubt', 'dropped',
     'pending'), attempts.class, NULL)) AS error_class,
   iif(jobs.state IN ('paid', 'lost'), images.error_message, iif(jobs.state IN ('failed', 'in_doubt', 'dropped',
@@ -139,7 +140,7 @@ def ledger(db: sqlite3.Connection, by: LedgerKey) -> list[LedgerRow]:
     """Return the attempts' sums by run, local day, model or image size."""
     rows = db.execute(
         f"""
-        SELECT {_KEYS[by]} AS key, count(*) AS attempts,
+        SELECT {_KEYS[by]} AS key, sum(outcome <> 'not_sent') AS attempts,
           sum(iif(outcome IN ('paid', 'charged'), credits, 0)) AS spent,
           sum(iif(outcome IN ('doubt', 'unpriced', 'sending'), reserved, 0)) AS at_risk,
           sum(iif(wasted AND outcome IN ('paid', 'charged'), credits, 0)) AS wasted

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from banana_batch.sandbox.faults import Canned, Fault, FaultKind
+
 from .command import ARGV, KEY, PACKAGE, charges, command, environment, here, results, tree, until
 from .peer import serving
 
@@ -218,3 +220,62 @@ def test_the_installed_command_is_the_same_program(folder: Path) -> None:
     script = shutil.which("banana-batch", path=str(Path(sys.executable).parent))
     said: Callable[[str], bytes] = lambda line: subprocess.check_output(line, shell=True, env=environment(folder))  # noqa: E731
     assert script is None or said(f"{script} --version") == said(f"{' '.join(ARGV)} --version")
+
+
+@pytest.mark.parametrize("place", ["environment", "job file"])
+def test_a_dry_run_may_be_ordered_anywhere(folder: Path, place: str) -> None:
+    """As any option of `run`: nothing is sent and nothing is written."""
+    (folder / "night.toml").write_text('[run]\ndry_run = true\n[[jobs]]\nprompt = "a"\n')
+    before = tree(folder)
+    with serving() as peer:
+        if place == "environment":
+            arguments, variables = ("two.csv",), {"BANANA_DRY_RUN": "1"}
+        else:
+            arguments, variables = ("night.toml",), {}
+        ended = command("run", *arguments, "--base-url", peer.base_url, cwd=folder, TT_API_KEY=KEY, **variables)
+        assert (ended.code, peer.calls) == (0, 0)
+    assert "Nothing was sent" in ended.out
+    assert tree(folder) == before
+
+
+def test_a_plan_leaves_an_old_batch_as_it_was(folder: Path) -> None:
+    """Not even a file of SQLite's own appears; what `run` would refuse before its first request, it refuses too."""
+    assert command("run", "two.csv", "--sandbox", "-o", "out", "-q", cwd=folder).code == 0
+    before = tree(folder)
+    assert command("plan", "two.csv", "--sandbox", "-o", "out", cwd=folder).code == 0
+    assert tree(folder) == before
+    assert command("plan", "two.csv", "-o", "out", cwd=folder).code == 78
+    assert tree(folder) == before
+
+
+def test_damage_that_shows_late_is_damage(folder: Path) -> None:
+    """A page overwritten in the middle: each command that meets it ends with 65, none with a bug, none sends."""
+    (folder / "many.csv").write_text("prompt\n" + "".join(f"prompt {row}\n" for row in range(400)))
+    assert command("run", "many.csv", "--sandbox", "-o", "out", "--limit", "1", "-q", cwd=folder).code == 0
+    state = folder / "out" / "state.sqlite3"
+    content = bytearray(state.read_bytes())
+    content[5_000:60_000] = b"\xff" * 55_000
+    state.write_bytes(content)
+    for arguments in (["status"], ["status", "--jobs"], ["ledger", "--json"], ["verify", "--json"], ["download"]):
+        ended = command(arguments[0], "out", *arguments[1:], cwd=folder)
+        assert ended.code == 65, (arguments, ended.err)
+        assert "damaged" in ended.err
+        assert "→" in ended.err
+
+
+def test_an_empty_url_is_no_answer(folder: Path) -> None:
+    """`--image-url "$URL"` with no such variable must not drop the job."""
+    with serving(canned=[Fault(FaultKind.TRUNCATED_JSON), None]) as peer:
+        assert peer.run("two.csv", "-o", "out", "-c", "1", cwd=folder).code == 4
+    refused = command("resolve", "out", "--all", "--image-url", "", cwd=folder)
+    assert refused.code == 64
+    assert command("status", "out", "--json", cwd=folder).object["jobs"]["in_doubt"] == 1
+
+
+@pytest.mark.parametrize(("retries", "sends"), [(0, 1), (1, 2), (2, 2)])
+def test_never_more_tries_than_were_asked_for(folder: Path, retries: int, sends: int) -> None:
+    """Of a refusal that is worth one more try, none where none was wanted."""
+    (folder / "one.csv").write_text("prompt\na\n")
+    with serving(canned=[Canned(200, {}, b'{"status": "FAILED", "message": "weird", "data": {}}')] * 9) as peer:
+        assert peer.run("one.csv", "-o", "out", "--retries", str(retries), cwd=folder).code == 3
+        assert peer.calls == sends

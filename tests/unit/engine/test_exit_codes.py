@@ -28,6 +28,8 @@ P = JobState.PENDING
         ([Exit.OUT_OF_CREDITS, Exit.BUDGET], {P: 1}, Exit.OUT_OF_CREDITS),
         ([Exit.DISK, Exit.KEY, Exit.BUDGET], {P: 1}, Exit.DISK),
         ([Exit.DISK], {JobState.DONE: 1}, Exit.DISK),
+        ([Exit.STOPPED], {JobState.PAID: 1, JobState.DONE: 1}, Exit.STOPPED),
+        ([Exit.STOPPED], {JobState.IN_DOUBT: 1, JobState.DONE: 1}, Exit.IN_DOUBT),
     ],
 )
 def test_the_gravest_reason_is_the_exit_code(stops: list[Exit], jobs: dict[JobState, int], code: Exit) -> None:
