@@ -61,7 +61,15 @@ class Scene:
     """
 
     def __init__(
-        self, db: Flaky, images: FakeImages, folder: Path, clock: Clock, *, calls: int = 64, width: int = WIDTH
+        self,
+        db: Flaky,
+        images: FakeImages,
+        folder: Path,
+        clock: Clock,
+        *,
+        calls: int = 64,
+        width: int = WIDTH,
+        wait_s: float = 900.0,
     ) -> None:
         self.store = StateStore(db, Inline(), clock, runs.begin_run(db, 0, None), folder)
         self.pacer: Pacer = make_pacer(clock, concurrency=calls)
@@ -69,7 +77,7 @@ class Scene:
         self.tasks = width * CROWD
         self.downloads = Downloads(
             self.store, images, clock, Told(), self.pacer,
-            calls=calls, width=width, crowd=CROWD, wait_s=900.0, rng=random.Random(1), on_stop=self._stop,
+            calls=calls, width=width, crowd=CROWD, wait_s=wait_s, rng=random.Random(1), on_stop=self._stop,
         )  # fmt: skip
 
     def _stop(self, stop: Stop) -> None:
@@ -153,6 +161,28 @@ def test_images_that_never_come_do_not_hold_a_run_for_ever(db: Flaky, tmp_path: 
     assert f"{IMAGES} paid ones wait" in stop.message
     assert 900 <= at_s < 1800
     assert states(db) == {"lost": IMAGES}
+
+
+def test_no_try_is_waited_for_past_the_time(db: Flaky, tmp_path: Path) -> None:
+    """A try that was planned before the last call ended, and for later, comes when the time is over."""
+
+    async def play() -> float:
+        clock = VirtualClock()
+        scene = Scene(db, Dead(tmp_path, gone=range(IMAGES + 1)), tmp_path, clock, wait_s=1.0)
+        for image in await scene.buy():
+            scene.downloads.put(image)
+        async with asyncio.timeout(600), asyncio.TaskGroup() as group:
+            for _ in range(scene.tasks):
+                group.create_task(scene.downloads.work())
+            await asyncio.sleep(30)
+            began_s = asyncio.get_running_loop().time()
+            scene.downloads.close()
+        return asyncio.get_running_loop().time() - began_s
+
+    with virtual_network():
+        # A second, and one last round: 60 images, an eighth of a second each, three at once.
+        assert simulate(play) <= 1.0 + IMAGES / WIDTH * 0.125 + 0.5
+    assert states(db) == {"paid": IMAGES}
 
 
 def test_a_page_that_cannot_be_read_stops_the_run_and_nothing_else(db: Flaky, tmp_path: Path) -> None:
