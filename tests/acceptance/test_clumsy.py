@@ -228,11 +228,10 @@ def test_a_dry_run_may_be_ordered_anywhere(folder: Path, place: str) -> None:
     (folder / "night.toml").write_text('[run]\ndry_run = true\n[[jobs]]\nprompt = "a"\n')
     before = tree(folder)
     with serving() as peer:
-        if place == "environment":
-            arguments, variables = ("two.csv",), {"BANANA_DRY_RUN": "1"}
-        else:
-            arguments, variables = ("night.toml",), {}
-        ended = command("run", *arguments, "--base-url", peer.base_url, cwd=folder, TT_API_KEY=KEY, **variables)
+        said = {"BANANA_DRY_RUN": "1"} if place == "environment" else {}
+        manifest = "two.csv" if said else "night.toml"
+        environ = environment(folder, TT_API_KEY=KEY, **said)
+        ended = command("run", manifest, "--base-url", peer.base_url, cwd=folder, environ=environ)
         assert (ended.code, peer.calls) == (0, 0)
     assert "Nothing was sent" in ended.out
     assert tree(folder) == before
