@@ -95,7 +95,8 @@ def settle_order(
         UsageError, ManifestError, InputMissing, SettingsError: the user's part has to be mended.
     """
     format_ = options.get("format")
-    settings = resolved(options, environ, run_settings(sources, cwd, None if format_ is None else str(format_)))
+    job_file = run_settings(sources, cwd, None if format_ is None else str(format_))
+    settings = resolved(options, environ, job_file, printable(sources[0]))
     manifests = open_manifests(sources, settings, cwd, stdin)
     _ask_expansion(manifests.count_expansion(), settings, confirm)
     out = settings.out
@@ -121,8 +122,10 @@ def _ask_expansion(count: int, settings: Settings, confirm: Callable[[str], bool
         )
 
 
-def resolved(options: Mapping[str, object], environ: Mapping[str, str], job_file: Mapping[str, object]) -> Settings:
-    """Merge the sources of settings; what can't be used is told by where it came from."""
+def resolved(
+    options: Mapping[str, object], environ: Mapping[str, str], job_file: Mapping[str, object], named: str = "job file"
+) -> Settings:
+    """Merge the sources of settings; what can't be used is told by where it came from, a job file as it is `named`."""
     try:
         return resolve(options, environ, job_file)
     except BadSettings as failed:
@@ -131,7 +134,7 @@ def resolved(options: Mapping[str, object], environ: Mapping[str, str], job_file
         if "option" in sources:
             raise UsageError(lines, "see banana-batch run --help") from None
         if "job file" in sources:
-            raise ManifestError(f"[run]: {lines}") from None
+            raise ManifestError(f"{named} [run]: {lines}") from None
         raise SettingsError(lines, "mend the environment variable") from None
 
 

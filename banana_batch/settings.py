@@ -331,10 +331,10 @@ _WRITTEN = {
 
 
 def _bad(error: Any, origin: Mapping[str, str]) -> BadSetting:
-    name = str(error["loc"][0]) if error["loc"] else "settings"
+    name = str(error["loc"][0]) if error["loc"] else "quiet"
     source = origin.get(name, "option")
     allowed = "no such setting" if error["type"] == "extra_forbidden" else _allowed(error)
-    found = repr(error["input"]) if error["loc"] else "both"
+    found = repr(error["input"]) if error["loc"] else "with --verbose"
     return BadSetting(source, _WRITTEN[source](name), found[:120], allowed)
 
 

@@ -277,3 +277,10 @@ def test_never_more_tries_than_were_asked_for(folder: Path, retries: int, sends:
     with serving(canned=[Canned(200, {}, b'{"status": "FAILED", "message": "weird", "data": {}}')] * 9) as peer:
         assert peer.run("one.csv", "-o", "out", "--retries", str(retries), cwd=folder).code == 3
         assert peer.calls == sends
+
+
+def test_a_bad_setting_is_told_with_its_place(folder: Path) -> None:
+    """The job file it stands in, or the option; never a name that is none."""
+    (folder / "night.toml").write_text('[run]\nconcurrency = 0\n[[jobs]]\nprompt = "a"\n')
+    assert "night.toml [run]: concurrency: 0 → greater than or equal to 1" in here("plan", folder / "night.toml").err
+    assert "--quiet: with --verbose" in here("plan", folder / "two.csv", "-q", "-v").err
