@@ -36,7 +36,8 @@ class Sending(Struct):
     Attributes:
         has_room: Tells whether the disk has room for one image more; where it has not, sending stops.
         keep: Takes each image that is paid for.
-        undurable: Reserves that are decided and not yet committed, in millionths.
+        undurable: Reserves that are decided and not yet committed, in millionths; and what answers that are not yet
+            committed cost above theirs.
         on_wire: Reserves of the calls under way, by attempt, in millionths.
         stops: Why no further call is sent; empty while it goes on.
     """

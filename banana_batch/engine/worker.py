@@ -33,7 +33,8 @@ class _Ended(Struct):
     """A call that came to an end, and its settlement on the way to the disk.
 
     Attributes:
-        expected: What it was expected to cost at most, in millionths.
+        held: What was set aside for it, in millionths.
+        expected: What such a call was expected to cost at most when it ended.
         settling: Ends when the settlement is durable.
         paced: The pacer has its turn back.
     """
@@ -42,6 +43,7 @@ class _Ended(Struct):
     attempt: int
     reply: Reply
     settled: Settled
+    held: int
     expected: int
     settling: "asyncio.Future[PaidImage | None]"
     paced: bool = False
@@ -88,7 +90,8 @@ async def _call(shared: Sending, job: QueuedJob, attempt: int, held: Reserve) ->
         settled = _settled(shared, job, reply)
         settling = shared.store.settle(attempt, job, settled)
         settling.add_done_callback(partial(_tell_unrecorded, shared, job, reply))
-        return _Ended(job, attempt, reply, settled, held.micro if price is None else price, settling)
+        _count_excess(shared, settled, held, settling)
+        return _Ended(job, attempt, reply, settled, held.micro, held.micro if price is None else price, settling)
     except BaseException:
         try:
             if reply is None:
@@ -98,6 +101,21 @@ async def _call(shared: Sending, job: QueuedJob, attempt: int, held: Reserve) ->
             _off_the_wire(shared, attempt)
             shared.pacer.ended(job.kind, Signal.NEUTRAL, None, None)
         raise
+
+
+def _count_excess(
+    shared: Sending, settled: Settled, held: Reserve, settling: "asyncio.Future[PaidImage | None]"
+) -> None:
+    """Count what an answer cost above its reserve from now on, and not only once the ledger's sums have it."""
+    credits_micro = settled.answer.credits_micro if settled.answer else None
+    excess = (credits_micro or 0) - held.micro
+    if settled.settlement is Settlement.PAID and excess > 0:
+        shared.undurable += excess
+        settling.add_done_callback(partial(_counted, shared, excess))
+
+
+def _counted(shared: Sending, excess: int, _settled: object) -> None:
+    shared.undurable -= excess
 
 
 def _off_the_wire(shared: Sending, attempt: int) -> None:
@@ -117,7 +135,7 @@ def _following(shared: Sending, ended: _Ended) -> tuple[QueuedJob, Reserve] | No
     Only after an image at a known price: nothing that its settlement teaches could forbid this call.
     """
     credits_micro = ended.reply.answer.credits_micro if ended.reply.answer else None
-    if shared.stops or credits_micro is None or credits_micro > ended.expected:
+    if shared.stops or credits_micro is None or credits_micro > min(ended.held, ended.expected):
         return None
     if shared.store.price_micro(ended.job.kind) is None:
         return None
@@ -200,11 +218,11 @@ def _hold_the_budget(shared: Sending, ended: _Ended) -> None:
     """Say that an answer was dearer than its reserve; where that went beyond a cap, send no more."""
     job, expected = ended.job, ended.expected
     credits_micro = ended.settled.answer.credits_micro if ended.settled.answer else None
-    if credits_micro is None or credits_micro <= expected:
+    if credits_micro is None or credits_micro <= ended.held:
         return
-    shared.events.emit(
-        "dearer", index=job.index, id=job.id, kind=str(job.kind), credits_micro=credits_micro, expected_micro=expected
-    )
+    if credits_micro > expected:
+        facts = {"credits_micro": credits_micro, "expected_micro": expected}
+        shared.events.emit("dearer", index=job.index, id=job.id, kind=str(job.kind), **facts)
     sums = shared.rules.caps, shared.store.totals, shared.store.run_totals, shared.undurable
     left = room(*sums)
     if left is not None and left < 0:

@@ -257,3 +257,30 @@ async def test_a_stop_while_the_row_is_written_sends_nothing(out: Path, monkeypa
     assert (dict(ended.jobs), ended.tries) == ({"pending": 40}, [0] * 40)
     assert ended.credits == (0.0, 0.0, 0.0)
     assert ended.outcomes == {"refused": 1, "not_sent": 15}
+
+
+async def test_a_wave_dearer_than_its_reserves_counts_before_its_commit(out: Path) -> None:
+    """Eight calls, 2 set aside for each, all answered at once at 5, which the first answer had taught: what follows is
+    reckoned with 5 for each of them, though the ledger has yet to hear of it."""
+    first, others = asyncio.Event(), asyncio.Event()
+
+    async def said(peer: Gateway, arrived: Arrived) -> bytes:
+        if arrived.nth == 1:
+            return peer.sold(2)
+        if arrived.nth == 2:
+            await first.wait()
+        elif arrived.nth <= 9:
+            await others.wait()
+        if arrived.nth == 9:
+            first.set()
+        if arrived.nth == 10:
+            others.set()
+        return peer.sold(5)
+
+    async with gateway(said) as peer:
+        asyncio.get_running_loop().call_later(0.3, first.set)
+        asyncio.get_running_loop().call_later(0.6, others.set)
+        ended = await run_batch(out, peer.url, jobs(60), concurrency=8, budget="60")
+    assert ended.exit is Exit.BUDGET
+    assert ended.totals.spent <= 60 * MICRO
+    assert len(peer.posts) == 12
