@@ -26,7 +26,7 @@ from . import classify, failures
 from .committer import Committer, Outcome, Received
 from .download import ConnectorFactory, Downloader, tcp_connector
 from .folders import Folders, lock_images
-from .guard import UrlRules
+from .guard import Blocked, UrlRules
 from .parts import PartFailed
 
 COMMIT_THREADS = 1  # the committer runs one group at a time
@@ -135,6 +135,9 @@ class ImageFetcher:
             return failures.by_disk(broken.failure)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             return classify.by_exception(failure)
+        except ValueError:
+            # Some library takes the url for none, after all. One image's url must not keep the others from coming.
+            return classify.blocked(Blocked("its url can't be asked for"))
         if isinstance(received, FetchFailed):
             return received
         if received.label is not None:

@@ -35,6 +35,8 @@ _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")  # RFC 8215
 _UNSAFE_V4 = tuple(IPv4Network(text) for text in ("192.88.99.0/24", "192.0.0.0/24", "168.63.129.16/32"))
 
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?", re.ASCII)
+# RFC 1035; a resolver refuses others with errors of its own.
+_MAX_NAME, _MAX_LABEL = 253, 63
 # What is sent as it stands, so that a signed url keeps its signature.
 _VERBATIM = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _PRIVATE_NAME = re.compile(r"(?:.*\.)?(?:localhost|local|internal|lan|home\.arpa)|[^.]*")
@@ -236,7 +238,9 @@ def _host_of(url: URL) -> str | None:
         except ValueError:
             return None
     name = (url.raw_host or "").lower().rstrip(".")
-    return name if _HOST.fullmatch(name) else None
+    labels = name.split(".")
+    fits = len(name) <= _MAX_NAME and all(0 < len(label) <= _MAX_LABEL for label in labels)
+    return name if fits and _HOST.fullmatch(name) else None
 
 
 @lru_cache(maxsize=256)

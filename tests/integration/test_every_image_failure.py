@@ -2,12 +2,15 @@
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from banana_batch.errors import Exit
 from banana_batch.images import failures
 from banana_batch.images.committer import Committer
+from banana_batch.images.download import Downloader
+from banana_batch.models import PaidImage
 from tests.integration.answers_peer import answer
 from tests.integration.whole_runs import IMAGE, Ended, Gateway, gateway, run_batch
 from tests.unit.images.samples import png
@@ -78,8 +81,9 @@ async def test_a_failure_that_stays(out: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1:9/x.png", "https://127.0.0.1/x.png", "https://10.0.0.1/x.png", "file:///etc/passwd", "any text"],
-)
+    ["http://127.0.0.1:9/x.png", "https://127.0.0.1/x.png", "https://10.0.0.1/x.png", "file:///etc/passwd", "any text",
+     "https://cdn..example.com/x.png", f"https://{'a' * 64}.com/x.png"],
+)  # fmt: skip
 async def test_an_address_that_may_not_be_asked(out: Path, url: str) -> None:
     """The url is kept, the job paid, nothing is connected to, and no more is bought: 76."""
     async with gateway(lambda peer, _arrived: peer.sold(image_url=url)) as peer:
@@ -91,6 +95,23 @@ async def test_an_address_that_may_not_be_asked(out: Path, url: str) -> None:
     assert ended.credits == (2.0 * len(peer.posts), 0.0, 0.0)
     assert peer.gets == []
     assert connections >= 1
+
+
+async def test_a_url_that_some_library_refuses_keeps_no_other_from_coming(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job stays paid, 76; the others' images come, in this run and in each later one."""
+    receive = Downloader.receive
+
+    async def picky(self: Downloader, image: PaidImage, *rest: Any) -> Any:
+        if image.index == 1:
+            raise UnicodeError("label empty or too long")
+        return await receive(self, image, *rest)
+
+    monkeypatch.setattr(Downloader, "receive", picky)
+    async with gateway() as peer:
+        ended = await run_batch(out, peer.url, PROMPTS, concurrency=3)
+    assert (ended.exit, ended.jobs) == (Exit.PROTOCOL, {"paid": 1, "done": 2})
 
 
 @pytest.mark.parametrize(

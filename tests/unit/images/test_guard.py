@@ -59,6 +59,7 @@ FORBIDDEN = [
     "https://exa mple.com/", "https://cdn.ttapi.io%00.evil/", "https://%31%32%37.0.0.1/", "https://cdn.ttapi.io\\@evil/",
     "https://0/", "https://0.0.0.0/", "https://[2002:7f00:1::]/", "https://192.168.0.1:443/",
     "javascript:alert(1)", "https://[::1", "\ud800", "https://\ud800/",
+    "https://cdn..example.com/x.png", f"https://{'a' * 64}.com/x.png", f"https://{'a.' * 127}com/x.png",
 ]  # fmt: skip
 
 
