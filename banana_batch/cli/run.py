@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -26,6 +27,7 @@ from .options import with_settings
 from .plan import plan_json, plan_text
 from .terminal import Terminal, confirmed, signals
 
+RESOLVERS = 16  # names looked up at once: dead name servers of image hosts must not keep the gateway's name waiting
 DESCRIPTORS = 32_768  # at `-c 10000` a paid call, its fetch and its file, and some
 
 Manifests = Annotated[
@@ -150,7 +152,16 @@ def _set_limits() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+class _Resolvers(ThreadPoolExecutor):
+    """Where the loop looks names up. A run that has ended, or was stopped hard, waits for no server's answer."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002  # as it is called
+        """Leave lookups under way; the process ends without them."""
+        super().shutdown(wait=False, cancel_futures=True)
+
+
 async def _with_signals(task: Run, view: Terminal) -> Account:
+    asyncio.get_running_loop().set_default_executor(_Resolvers(RESOLVERS, "names"))
     async with signals(task, view):
         return await task.run()
 

@@ -8,11 +8,12 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import secrets
+import stat
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 from banana_batch.capabilities import MAX_REFERENCE_BYTES
@@ -76,7 +77,10 @@ class References:
 
 def _read(path: str, digest: str, mime: str) -> bytes:
     try:
-        with Path(path).open("rb") as file:
+        # A FIFO that took the file's place must not be waited for: no deadline runs before a request is sent.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ReferenceChanged(f"reference image {path} is no file any more")
             content = file.read(MAX_REFERENCE_BYTES + 1)
     except OSError as failed:
         raise ReferenceChanged(f"reference image {path}: {failed.strerror}") from None

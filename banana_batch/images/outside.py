@@ -40,7 +40,8 @@ from .frames import Frames
 
 MANY = 8  # small images that are stored within one group: from some 400 a second on
 SOON_S = 0.3  # the sockets of the first wave come first
-END_S = 10.0  # it has nothing left to do when it is told to end
+# It has nothing left to do when it is told to end; one that is stuck is killed, as a second signal may not take longer.
+END_S = 1.0
 
 # Neither site nor environment: the path is this process's own.
 _PYTHON = ("-I", "-S", "-c")

@@ -1,8 +1,10 @@
 """Stopped, cut off, killed, and gone on: what is on the wire is never bought twice, what was answered never lost."""
 
+import asyncio
 import json
 import os
 import signal
+import threading
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from banana_batch import money
+from banana_batch.cli.run import _Resolvers
 from banana_batch.sandbox.config import Latency, SandboxConfig
 
 from .command import JOBS, KEY, charges, command, credits_of, live, results, tree, until
@@ -162,3 +165,18 @@ def test_the_estimate_is_of_the_whole(tmp_path: Path) -> None:
         ]
     assert "about 40 credits ($0.40)" in ended.err
     assert log["expected_micro"] == log["most_micro"] == 40_000_000
+
+
+def test_an_ended_run_waits_for_no_name_server() -> None:
+    """A lookup that nobody answers is left alone: after a second signal two seconds are all there is."""
+    answered = threading.Event()
+
+    async def look() -> None:
+        asyncio.get_running_loop().set_default_executor(_Resolvers(1, "names"))
+        asyncio.get_running_loop().run_in_executor(None, answered.wait, 20.0)
+        await asyncio.sleep(0)
+
+    asyncio.run(look())
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("names")]
+    answered.set()
+    assert len(left) == 1

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,7 +207,7 @@ async def test_a_local_reference_is_sent_as_a_data_url(tmp_path: Path) -> None:
     assert b"Transfer-Encoding" not in peer.requests[0]
 
 
-@pytest.mark.parametrize("change", ["edited", "deleted"])
+@pytest.mark.parametrize("change", ["edited", "deleted", "a pipe"])
 async def test_a_changed_reference_is_refused_unsent(tmp_path: Path, change: str) -> None:
     """What was planned is what is sent: another content, or none, fails the job for good and names the file."""
     path = tmp_path / "cat.png"
@@ -215,6 +216,8 @@ async def test_a_changed_reference_is_refused_unsent(tmp_path: Path, change: str
         path.write_bytes(b"woof")
     else:
         path.unlink()
+    if change == "a pipe":
+        os.mkfifo(path)  # nobody ever writes to it
     trace = SendTrace()
     async with serving(answer(200, success())) as peer, client_of(peer.url) as made:
         ending = await made.generate(job('{"refer_images":["cat.png"]}', references), trace)
