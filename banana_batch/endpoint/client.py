@@ -36,6 +36,8 @@ PATH = "/gemini/image/generate"
 KEY_HEADER = "TT-API-KEY"
 USER_AGENT = f"banana-batch/{__version__}"
 MAX_RAW_BYTES = 64 * 1024
+# Of the loop, in which what came in time is still read when the time is over.
+LAST_TURNS = 8
 # An answer repeats prompt and references, so a large request may have a large answer; escapes at most double it.
 LARGE_REQUEST_BYTES = 64 * 1024
 
@@ -47,12 +49,13 @@ class _TooLarge(Exception):
 class _Call:
     """What is known of one request so far."""
 
-    __slots__ = ("body", "deadline", "headers", "kept", "limit_bytes", "status", "timeout_s", "trace")
+    __slots__ = ("body", "deadline", "headers", "kept", "limit_bytes", "status", "timeout_s", "timer", "trace")
 
     def __init__(self, trace: SendTrace, timeout_s: float) -> None:
         self.trace = trace
         self.timeout_s = timeout_s
         self.deadline = asyncio.timeout(None)
+        self.timer: asyncio.Handle | None = None
         self.limit_bytes = wire.MAX_ANSWER_BYTES
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
@@ -132,6 +135,9 @@ class EndpointClient:
                 await self._exchange(call, job)
         except Exception as failed:  # noqa: BLE001  # Rule of the port: every ending is a value; what is not known is a doubt.
             return self._unanswered(call, failed)
+        finally:
+            if call.timer is not None:
+                call.timer.cancel()
         return self._answered(call)
 
     async def _exchange(self, call: _Call, job: QueuedJob) -> None:
@@ -148,7 +154,8 @@ class EndpointClient:
             if call.trace.sent_at_s is not None:
                 raise RuntimeError("a request is never sent twice")
             call.trace.sent_at_s = self._clock.monotonic_s()
-            call.deadline.reschedule(asyncio.get_running_loop().time() + call.timeout_s)
+            loop = asyncio.get_running_loop()
+            call.timer = loop.call_at(loop.time() + call.timeout_s, _expire, call, LAST_TURNS)
 
         answer = await exchange(self._route, "POST", self._url.raw_path_qs, body=parts, sending=sending)
         try:
@@ -200,6 +207,15 @@ class EndpointClient:
             raw=call.kept,
             retry_after_s=retry_after_s if verdict.outcome is Outcome.REFUSED_FOR_NOW else None,
         )
+
+
+def _expire(call: _Call, turns: int) -> None:
+    """End a call that took too long, unless its answer is there: a process that was frozen finds both at once."""
+    loop = asyncio.get_running_loop()
+    if turns:
+        call.timer = loop.call_soon(_expire, call, turns - 1)
+    else:
+        call.deadline.reschedule(loop.time())
 
 
 async def _read(call: _Call, answer: Exchange) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -226,3 +228,27 @@ async def test_a_changed_reference_is_refused_unsent(tmp_path: Path, change: str
     assert ending.verdict is classify.REFERENCE_CHANGED
     assert ending.verdict.outcome is Outcome.REFUSED
     assert str(path) in (ending.message or "")
+
+
+async def test_an_answer_that_came_in_time_counts_though_it_is_read_late() -> None:
+    """A process that was frozen (Ctrl-Z, a paused machine) finds the answer and the end of its time in one turn."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(answer(200, success()))
+                frozen.wait(30)
+
+        frozen, peer = threading.Event(), threading.Thread(target=serve)
+        peer.start()
+        async with client_of(f"http://127.0.0.1:{server.getsockname()[1]}", timeout_s=0.3) as made:
+            calling = asyncio.ensure_future(made.generate(job("{}"), trace := SendTrace()))
+            while trace.sent_at_s is None:
+                await asyncio.sleep(0)
+            time.sleep(0.6)  # the process stands still, its peer does not
+            ending = await calling
+        frozen.set()
+        peer.join(30)
+    assert ending.verdict is classify.OK
