@@ -25,6 +25,9 @@ from .stops import Stop, Streak
 from .waiting import Waiters
 from .worker import send
 
+# Of the loop, in which what came in time is still read: a process that was frozen finds both at once.
+LAST_TURNS = 8
+
 
 class PoolConfig(Struct, frozen=True):
     """How wide and how long.
@@ -175,6 +178,8 @@ class Pool:
         """End when calls under way have to be cut off: at once, or when a drain takes too long."""
         while not self._abort and (self._cut_at_s is None or self._clock.monotonic_s() < self._cut_at_s):
             await self._ordered.wait(self._cut_at_s)
+        for _ in range(LAST_TURNS):
+            await asyncio.sleep(0)
         raise _Aborted
 
     async def _send(self) -> None:

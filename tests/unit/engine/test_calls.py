@@ -161,6 +161,22 @@ async def test_an_abort_in_the_shared_commit_keeps_the_answer(db: Flaky, tmp_pat
     assert states(db) == {"paid": 3, "pending": JOBS - 3}
 
 
+async def test_an_answer_that_is_being_read_at_the_cut_is_paid(db: Flaky, tmp_path: Path) -> None:
+    """A process that was frozen finds what came meanwhile and the end of the grace time in one turn of the loop."""
+
+    class Frozen(World):
+        async def generate(self, job: QueuedJob, trace: SendTrace) -> Reply:
+            pools[0].abort(Stop(Exit.INTERRUPTED, "stopped"))
+            for _ in range(4):  # as many turns as reading an answer takes, and one
+                await asyncio.sleep(0)
+            return await super().generate(job, trace)
+
+    pools: list[Pool] = []
+    ending = await run(Frozen(db), tmp_path, started=pools.append)
+    assert ending.aborted
+    assert states(db) == {"paid": 1, "pending": JOBS - 1}
+
+
 async def test_a_disk_that_takes_no_answer_begins_nothing(db: Flaky, tmp_path: Path) -> None:
     """The answer is told where it can be; the call after it never leaves."""
     world = World(db)
