@@ -35,6 +35,12 @@ def _unsent(change: Change) -> bool:
     return isinstance(change, Begin)
 
 
+def _is_the_file_s(failed: Exception) -> bool:
+    """Tell a disk or a file that takes nothing from a change that can't be made."""
+    # A damaged file is the bare class; what a change violates is a class of its own below it.
+    return isinstance(failed, sqlite3.OperationalError) or type(failed) is sqlite3.DatabaseError
+
+
 class StateStore:
     """Implements `ports.Store` over one SQLite connection.
 
@@ -158,9 +164,10 @@ class StateStore:
     def _commit(self, changes: Sequence[Change]) -> Sequence[Any]:
         try:
             return self._transaction(changes)
-        except sqlite3.OperationalError as failed:
-            return self._after_disk_error(changes, failed)
-        except Exception:  # noqa: BLE001  # one bad change must not take its neighbours' commit down: each alone
+        except Exception as failed:  # noqa: BLE001  # handed to those it belongs to
+            if _is_the_file_s(failed):
+                return self._after_disk_error(changes, failed)
+            # One bad change must not take its neighbours' commit down.
             return [self._alone(change) for change in changes]
 
     def _transaction(self, changes: Sequence[Change]) -> list[Any]:
@@ -183,12 +190,10 @@ class StateStore:
     def _alone(self, change: Change) -> Any:
         try:
             return self._transaction([change])[0]
-        except sqlite3.OperationalError as failed:
-            return self._after_disk_error([change], failed)[0]
         except Exception as failed:  # noqa: BLE001  # handed to the one caller it belongs to
-            return failed
+            return self._after_disk_error([change], failed)[0] if _is_the_file_s(failed) else failed
 
-    def _after_disk_error(self, changes: Sequence[Change], failed: sqlite3.OperationalError) -> Sequence[Any]:
+    def _after_disk_error(self, changes: Sequence[Change], failed: Exception) -> Sequence[Any]:
         """Make room and try once more, without beginning anything new: paid answers must not be lost."""
         first = self._broken is None
         self._broken = f"{self._out}: the state file can't be written: {failed}"
@@ -200,10 +205,8 @@ class StateStore:
         for change in changes:
             try:
                 results.append(self._transaction([change])[0])
-            except sqlite3.OperationalError:
-                results.append(error)
             except Exception as other:  # noqa: BLE001  # handed to the one caller it belongs to
-                results.append(other)
+                results.append(error if _is_the_file_s(other) else other)
         return results
 
     @staticmethod

@@ -65,6 +65,24 @@ async def test_where_there_is_no_room_at_all_it_is_told(db: Flaky, store: StateS
     assert store.totals == queries.totals(db)
 
 
+async def test_a_file_that_is_damaged_meanwhile_begins_nothing(db: Flaky, store: StateStore, tmp_path: Path) -> None:
+    """A disk that loses what it held: it is told as the disk's fault, and nothing further is begun."""
+    first, (second,) = await begun(store), await store.next_pending(1)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    state = tmp_path / "state.sqlite3"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+    db.execute("PRAGMA shrink_memory")  # what SQLite remembers of it
+    with pytest.raises(DiskError, match="malformed"):
+        await store.settle(*first, paid())
+    state.write_bytes(whole)
+    db.execute("PRAGMA shrink_memory")
+    with pytest.raises(DiskError, match="malformed"):
+        await store.begin(second, HELD)
+    await store.settle(*first, paid())
+    assert outcomes(db) == ["paid"]
+
+
 async def test_a_bad_change_takes_no_neighbour_down(db: Flaky, store: StateStore) -> None:
     """Changes share a commit; one that can't be made is told to its own caller, the others are durable."""
     first, second = await begun(store), await begun(store)
