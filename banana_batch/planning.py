@@ -18,7 +18,7 @@ from .errors import BatchLocked, ManifestError, Problem, SettingsError, UsageErr
 from .finding import find_batch
 from .manifest.loader import open_manifests, run_settings
 from .models import PlannedJob
-from .settings import DEFAULT_BASE_URL, BadSettings, Settings, resolve
+from .settings import DEFAULT_BASE_URL, BadSettings, Settings, environment_settings, resolve
 from .store import database, queries, runs
 from .store.difference import Difference
 from .store.evidence import refuse_the_past, set_log_aside
@@ -94,7 +94,7 @@ def settle_order(
     Raises:
         UsageError, ManifestError, InputMissing, SettingsError: the user's part has to be mended.
     """
-    format_ = options.get("format")
+    format_ = options.get("format", environment_settings(environ).get("format"))
     job_file = run_settings(sources, cwd, None if format_ is None else str(format_))
     settings = resolved(options, environ, job_file, printable(sources[0]))
     manifests = open_manifests(sources, settings, cwd, stdin)

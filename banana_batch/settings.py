@@ -300,6 +300,15 @@ def environment_settings(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def wants_json(options: Mapping[str, object], environ: Mapping[str, str]) -> bool:
+    """Tell whether a JSON object is wanted even where the settings as a whole can't be used."""
+    said = options.get("json", environment_settings(environ).get("json", False))
+    try:
+        return Settings.model_validate({"json": said}).json_output
+    except ValidationError:
+        return False
+
+
 def resolve(options: Mapping[str, object], environ: Mapping[str, str], job_file: Mapping[str, object]) -> Settings:
     """Merge the three sources by precedence.
 

@@ -19,7 +19,7 @@ from banana_batch.planning import Order, looked_at, made_ready, opened_for_image
 from banana_batch.report.account import Account
 from banana_batch.report.summary import terminal_text
 from banana_batch.report.tally import Tally
-from banana_batch.settings import Settings
+from banana_batch.settings import Settings, wants_json
 
 from . import outcome
 from .hook import on_finish
@@ -101,7 +101,7 @@ class Told:
 @contextlib.contextmanager
 def json_whatever_happens(options: Mapping[str, Any]) -> Iterator[Told]:
     told = Told()
-    told.json = bool(options.get("json"))
+    told.json = wants_json(options, os.environ)
     try:
         yield told
     except Exception as broken:

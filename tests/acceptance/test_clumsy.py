@@ -237,6 +237,17 @@ def test_a_dry_run_may_be_ordered_anywhere(folder: Path, place: str) -> None:
     assert tree(folder) == before
 
 
+def test_format_and_json_may_be_said_in_the_environment(folder: Path) -> None:
+    """Both are needed before there are settings: to read the manifest, and to tell that it can't be read."""
+    (folder / "two.csv").rename(folder / "two")
+    environ = environment(folder, BANANA_FORMAT="csv", BANANA_JSON="yes")
+    ended = command("plan", "two", "--sandbox", cwd=folder, environ=environ)
+    assert (ended.code, json.loads(ended.out)["plan"]["new"]) == (0, 2)
+    assert json.loads(command("plan", "nowhere", "--sandbox", cwd=folder, environ=environ).out)["exit"] == 66
+    ended = command("plan", "two", "--sandbox", cwd=folder, environ=environ | {"BANANA_FORMAT": "pdf"})
+    assert (ended.code, json.loads(ended.out)["exit"]) == (78, 78)
+
+
 def test_a_plan_leaves_an_old_batch_as_it_was(folder: Path) -> None:
     """Not even a file of SQLite's own appears; what `run` would refuse before its first request, it refuses too."""
     assert command("run", "two.csv", "--sandbox", "-o", "out", "-q", cwd=folder).code == 0
