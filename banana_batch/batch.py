@@ -116,7 +116,7 @@ class Run:
         with runs.telling_disk(), self._work.ready() as prepared:
             db = prepared.db
             try:
-                changed = recover(db, self._work.out, self._clock, self._view) or not prepared.unchanged
+                changed = await recover(db, self._work.out, self._clock, self._view) or not prepared.unchanged
                 resend = await self._settle_doubts(db)
                 self._secret = self._load_key()
                 run = runs.begin_run(db, started_us, self._settings.budget)

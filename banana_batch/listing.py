@@ -20,6 +20,7 @@ from .report.atomic import replaced
 from .report.results import FILE_NAME, add_results, result_dict, write_results
 from .store import database, queries
 
+_CACHE = "PRAGMA cache_size = -256"  # KiB: a row is read once, and those beside it next
 ROOM_BYTES = 1 << 30  # what is left of a disk is for the images that still come
 
 _SETTLED = frozenset({JobState.DONE, JobState.FAILED, JobState.DROPPED})
@@ -91,6 +92,7 @@ class Listing:
             if shutil.disk_usage(self._out).free < ROOM_BYTES + database.state_path(self._out).stat().st_size:
                 return None
             with closing(database.open_reader(self._out)) as db:
+                db.execute(_CACHE)
                 file = self._open.enter_context(replaced(self._out, FILE_NAME))
                 return _Early(file, add_results(file, map(result_dict, self._settled(db))))
         except Exception:  # noqa: BLE001  # it comes to light, and is told, when all is written at the end

@@ -4,6 +4,7 @@ import sqlite3
 from functools import partial
 from pathlib import Path
 
+from .images.folders import Folders, lock_after_former
 from .images.links import link_images
 from .images.recovery import adopt, remove_parts
 from .ports import Clock, Events
@@ -16,12 +17,18 @@ from .text import plural
 TWINS_AT_ONCE = 256
 
 
-def recover(db: sqlite3.Connection, out: Path, clock: Clock, events: Events) -> bool:
+async def recover(db: sqlite3.Connection, out: Path, clock: Clock, events: Events) -> bool:
     """Bring into order what a dead run left; tell whether there was anything.
 
     Raises:
         DiskError, OutputError: it can't be.
+        BatchLocked: a process of that run still writes.
     """
+    folders = Folders(out)
+    try:
+        await lock_after_former(folders)
+    finally:
+        folders.close()
     with runs.transaction(db):
         doubts = runs.doubt_interrupted(db, runs.DIED)
     if doubts:

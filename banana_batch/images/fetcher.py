@@ -7,7 +7,6 @@ Rule 3: what a host says of itself (where it redirects to, what it calls its byt
 Rule 4: small images take one hop to the committer; large ones stream through the disk executor first.
 """
 
-import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
@@ -17,7 +16,6 @@ from types import TracebackType
 import aiohttp
 from msgspec.structs import replace
 
-from banana_batch.errors import BatchLocked
 from banana_batch.grouping import GroupCommit
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
 from banana_batch.secret import NO_SECRET, Secret
@@ -25,7 +23,7 @@ from banana_batch.secret import NO_SECRET, Secret
 from . import classify, failures
 from .committer import Committer, Outcome, Received
 from .download import ConnectorFactory, Downloader, tcp_connector
-from .folders import Folders, lock_images
+from .folders import Folders, lock_after_former
 from .guard import Blocked, UrlRules
 from .parts import PartFailed
 
@@ -33,7 +31,6 @@ COMMIT_THREADS = 1  # the committer runs one group at a time
 DISK_THREADS = 8
 MAX_GROUP = 128  # images a commit; each has a file open meanwhile
 GATHER_S = 0.02  # images that come one after the other share the folder's sync
-FORMER_S, FORMER_LOOK_S = 10.0, 0.05  # how long, and how often, an earlier run's last group is waited for
 
 
 class ImageFetcher:
@@ -88,21 +85,12 @@ class ImageFetcher:
             unless_ready.push_async_callback(self._downloader.close)
             self._folders = Folders(self._out, self._held)
             unless_ready.callback(self._folders.close)
-            await self._await_former()
+            await lock_after_former(self._folders)
             unless_ready.pop_all()
         self._commits: GroupCommit[Received, Outcome] = GroupCommit(
             self._commit_thread, Committer(self._folders, self._disk).commit, max_group=MAX_GROUP, gather_s=GATHER_S
         )
         return self
-
-    async def _await_former(self) -> None:
-        """Wait for the process of a run that was killed: it may be at its last group still."""
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + FORMER_S
-        while not lock_images(self._folders):
-            if loop.time() >= end_s:
-                raise BatchLocked(f"{self._out}: a process of an earlier run still writes images", "run again later")
-            await asyncio.sleep(FORMER_LOOK_S)
 
     @property
     def descriptors(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Rule 2: a new folder is durable before a file is in it.
 Rule 3: one thread at a time asks for folders (the committer's); `images` may be used by any.
 """
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -14,12 +15,13 @@ from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 
-from banana_batch.errors import DiskError, OutputError
+from banana_batch.errors import BatchLocked, DiskError, OutputError
 
 from .names import IMAGES
 
 MAX_OPEN = 64  # descriptors of sub-folders kept open
 FOLDER_MODE = 0o700
+FORMER_S, FORMER_LOOK_S = 10.0, 0.05  # how long, and how often, an earlier run's last group is waited for
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -55,13 +57,16 @@ class Folders:
     Args:
         held: Those of OUT and of `images/`, from whoever opened them.
 
+    Attributes:
+        shown: OUT, for messages.
+
     Raises:
         OutputError: a folder is a symlink, is no folder, or any user may change it.
         DiskError: it can't be made durable.
     """
 
     def __init__(self, out: Path, held: tuple[int, int] | None = None) -> None:
-        self._shown = out
+        self.shown = out
         self._below: OrderedDict[tuple[str, ...], int] = OrderedDict()
         if held is not None:
             self.out, self.images = held
@@ -74,7 +79,7 @@ class Folders:
             raise
 
     def _open_images(self) -> int:
-        shown = f"{self._shown}/{IMAGES}"
+        shown = f"{self.shown}/{IMAGES}"
         try:
             return _private(_make_below(self.out, IMAGES), shown)
         except (PermissionError, NotADirectoryError) as failure:
@@ -127,6 +132,20 @@ def lock_images(folders: Folders) -> bool:
     except OSError:  # a file system without locks, where the batch's own could not be taken either
         pass
     return True
+
+
+async def lock_after_former(folders: Folders) -> None:
+    """Lock `images/`; wait for the process of a run that was killed: it may be at its last group still.
+
+    Raises:
+        BatchLocked: it does not end.
+    """
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + FORMER_S
+    while not lock_images(folders):
+        if loop.time() >= end_s:
+            raise BatchLocked(f"{folders.shown}: a process of an earlier run still writes images", "run again later")
+        await asyncio.sleep(FORMER_LOOK_S)
 
 
 def _make_below(parent: int, name: str) -> int:

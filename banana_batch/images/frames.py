@@ -1,4 +1,4 @@
-"""Byte strings over a stream socket, each with its length before it."""
+"""What a run and the process that fetches for it say to each other: messages, each with its length before it."""
 
 import asyncio
 import struct
@@ -6,7 +6,47 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import cast
 
+from msgspec import Struct, msgpack
+
+from banana_batch import __version__
+from banana_batch.models import FetchFailed, PaidImage, StoredImage
+
 _LENGTH = struct.Struct("!I")
+
+
+READY = __version__.encode()  # a program that is replaced while it runs must not talk to its successor
+
+
+class Terms(Struct, array_like=True):
+    """What a fetcher is made with."""
+
+    gateway: str
+    allow_hosts: list[str]
+    proxy: str | None
+    ca_file: str | None
+    secret: str
+
+
+class Asked(Struct, array_like=True):
+    """An image to be fetched; none: a sign of life is wanted."""
+
+    number: int
+    image: PaidImage | None
+
+
+class Told(Struct, array_like=True):
+    """What became of it; neither: a sign of life, or what can't be told: then the run fetches it, and finds out."""
+
+    number: int
+    stored: StoredImage | None = None
+    failed: FetchFailed | None = None
+
+
+pack = msgpack.Encoder().encode
+unpack_terms = msgpack.Decoder(Terms).decode
+unpack_asked = msgpack.Decoder(Asked).decode
+unpack_told = msgpack.Decoder(Told).decode
+SIGN = pack(Asked(-1, None))
 
 
 class Frames(asyncio.Protocol, ABC):

@@ -3,7 +3,7 @@
 A run's interpreter is busy with its paid calls: what it downloads, checks and writes besides takes turns with them,
 and each of seven system calls an image waits for its turn. A process has an interpreter to itself.
 
-    Outside (the run) ──asks: an image──► _Server (the process) ──► ImageFetcher, the same as here
+    Outside (the run) ──asks: an image──► served.py (the process) ──► ImageFetcher, the same as here
                       ◄──told: stored, failed──
 
 Rule 1: the same fetcher, on the same descriptors; an image is with one of the two at a time.
@@ -17,32 +17,32 @@ Rule 4: it gets no arguments but numbers and paths, and of the environment only 
 
 import asyncio
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 
-from msgspec import Struct, msgpack
-
-from banana_batch import __version__
-from banana_batch.loading import CERTIFICATE_PLACES, keep_what_is_loaded
+from banana_batch.loading import CERTIFICATE_PLACES
 from banana_batch.models import SMALL_BYTES, FetchFailed, PaidImage, StoredImage
 from banana_batch.secret import NO_SECRET, Secret
 
-from .fetcher import COMMIT_THREADS, DISK_THREADS, GATHER_S, ImageFetcher
-from .frames import Frames
+from .fetcher import GATHER_S, ImageFetcher
+from .frames import READY, SIGN, Asked, Frames, Terms, Told, pack, unpack_told
 
 MANY = 8  # small images that are stored within one group: from some 400 a second on
 SOON_S = 0.3  # the sockets of the first wave come first
 # It has nothing left to do when it is told to end; one that is stuck is killed, as a second signal may not take longer.
 END_S = 1.0
+# While it is asked for something it has to say that it is there: one that stands still would hold the images up.
+SIGN_S, SIGNS = 10.0, 3
 
+# One pool of memory for its few threads: glibc's usual one a thread grows by 3 KiB each 1,000 images, measured.
+_ENVIRON = {"MALLOC_ARENA_MAX": "1"}
 # Neither site nor environment: the path is this process's own.
 _PYTHON = ("-I", "-S", "-c")
 _START = """
@@ -51,41 +51,9 @@ gc.disable()  # while everything is loaded
 sys.path += sys.argv[4:]
 from banana_batch.loading import nobody_trusted
 with nobody_trusted():
-    from banana_batch.images.outside import serve
+    from banana_batch.images.served import serve
 serve(*sys.argv[1:4])
 """
-_READY = __version__.encode()  # a program that is replaced while it runs must not talk to its successor
-
-
-class _Terms(Struct, array_like=True):
-    """What a fetcher is made with."""
-
-    gateway: str
-    allow_hosts: list[str]
-    proxy: str | None
-    ca_file: str | None
-    secret: str
-
-
-class _Asked(Struct, array_like=True):
-    """An image to be fetched."""
-
-    number: int
-    image: PaidImage
-
-
-class _Told(Struct, array_like=True):
-    """What became of it; neither: it could not be told, or must end the run, which the other side finds out."""
-
-    number: int
-    stored: StoredImage | None = None
-    failed: FetchFailed | None = None
-
-
-_pack = msgpack.Encoder().encode
-_terms = msgpack.Decoder(_Terms).decode
-_asked = msgpack.Decoder(_Asked).decode
-_told = msgpack.Decoder(_Told).decode
 
 
 class _Helper(Frames):
@@ -101,33 +69,53 @@ class _Helper(Frames):
         self._process = process
         self._disk = disk
         self._numbers = count()
-        self._waiting: dict[int, asyncio.Future[_Told | None]] = {}
+        self._waiting: dict[int, asyncio.Future[Told | None]] = {}
         self._ended: asyncio.Future[None] | None = None
+        self._watched = False
+        self._signs_left = SIGNS
 
     async def fetch(self, image: PaidImage) -> StoredImage | FetchFailed | None:
         """Return what became of an image; None: that is not known, and the process does no more for it."""
         number = next(self._numbers)
         try:
-            frame = _pack(_Asked(number, image))
+            frame = pack(Asked(number, image))
         except ValueError:  # a url that is no text
             return None
-        told: asyncio.Future[_Told | None] = asyncio.get_running_loop().create_future()
+        told: asyncio.Future[Told | None] = asyncio.get_running_loop().create_future()
         self._waiting[number] = told
         self.send(frame)
+        if not self._watched:
+            self._watched = True
+            self._wait_for_sign()
         try:
             answer = await told
         finally:
             self._waiting.pop(number, None)
         return None if answer is None else answer.stored or answer.failed
 
+    def _wait_for_sign(self) -> None:
+        asyncio.get_running_loop().call_later(SIGN_S, self._look)
+
+    def _look(self) -> None:
+        """End a process that has been asked often enough whether it is there; the end gives back what it had."""
+        if not self._waiting or self._ended is not None:
+            self._watched, self._signs_left = False, SIGNS
+        elif not self._signs_left:
+            self._process.kill()
+        else:
+            self._signs_left -= 1
+            self.send(SIGN)
+            self._wait_for_sign()
+
     def take(self, frame: bytes) -> None:
         """See Frames."""
+        self._signs_left = SIGNS
         if not self.ready:
-            if frame != _READY:
+            if frame != READY:
                 raise ValueError("another program")
             self.ready = True
             return
-        answer = _told(frame)
+        answer = unpack_told(frame)
         waiting = self._waiting.get(answer.number)
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)
@@ -250,7 +238,7 @@ class Outside:
         self._many = None
         ca_file = None if self._ca_file is None else str(self._ca_file)
         try:
-            terms = _pack(_Terms(self._gateway, self._allow_hosts, self._proxy, ca_file, self._secret.reveal()))
+            terms = pack(Terms(self._gateway, self._allow_hosts, self._proxy, ca_file, self._secret.reveal()))
             ours, theirs = socket.socketpair()
         except (OSError, ValueError):  # ValueError: a path that is no text
             return
@@ -283,98 +271,9 @@ class Outside:
         return subprocess.Popen(  # noqa: S603  # this very interpreter, on code of our own
             [sys.executable, *_PYTHON, _START, *map(str, descriptors), str(Path(__file__).parents[2]), *sys.path],
             pass_fds=descriptors,
-            env={name: os.environ[name] for name in CERTIFICATE_PLACES if name in os.environ},
+            env=_ENVIRON | {name: os.environ[name] for name in CERTIFICATE_PLACES if name in os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is not for it
         )
-
-
-class _Server(Frames):
-    """The run as its process sees it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        loop = asyncio.get_running_loop()
-        self.terms: asyncio.Future[_Terms] = loop.create_future()
-        self.over: asyncio.Future[None] = loop.create_future()
-        self._fetcher: ImageFetcher | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def begin(self, fetcher: ImageFetcher) -> None:
-        """Say that images may come."""
-        self._fetcher = fetcher
-        self.send(_READY)
-
-    def take(self, frame: bytes) -> None:
-        """See Frames."""
-        if not self.terms.done():
-            self.terms.set_result(_terms(frame))
-            return
-        assert self._fetcher is not None
-        asked = _asked(frame)
-        task = asyncio.get_running_loop().create_task(self._fetch(self._fetcher, asked), name=f"fetch-{asked.number}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _fetch(self, fetcher: ImageFetcher, asked: _Asked) -> None:
-        told = _Told(asked.number)
-        try:
-            result = await fetcher.fetch(asked.image)
-            if isinstance(result, StoredImage):
-                told.stored = result
-            else:
-                told.failed = result
-            frame = _pack(told)
-        except Exception:  # noqa: BLE001  # it comes to light, and is told of, where the image is fetched next
-            frame = _pack(_Told(asked.number))
-        self.send(frame)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        """See asyncio.Protocol: the run is over, or has had enough."""
-        if not self.terms.done():
-            self.terms.cancel()
-        if not self.over.done():
-            self.over.set_result(None)
-
-    async def stop(self) -> None:
-        """Leave what is being fetched."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def serve(*descriptors: str) -> None:
-    """Be the process: fetch what is asked for until the other end closes.
-
-    Args:
-        descriptors: Of the socket, of OUT, of `images/`.
-    """
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # They are for the run, which ends this process when it has come to its own end.
-        signal.signal(ignored, signal.SIG_IGN)
-    keep_what_is_loaded()
-    asyncio.run(_serve(*map(int, descriptors)))
-
-
-async def _serve(asker: int, out: int, images: int) -> None:
-    _, server = await asyncio.get_running_loop().create_connection(_Server, sock=socket.socket(fileno=asker))
-    terms = await server.terms
-    with ThreadPoolExecutor(COMMIT_THREADS) as committer, ThreadPoolExecutor(DISK_THREADS) as disk:
-        fetcher = ImageFetcher(
-            Path(),
-            gateway=terms.gateway,
-            committer=committer,
-            disk=disk,
-            allow_hosts=terms.allow_hosts,
-            proxy=terms.proxy,
-            ca_file=None if terms.ca_file is None else Path(terms.ca_file),
-            secret=Secret(terms.secret),
-            held=(out, images),
-        )
-        async with fetcher:
-            server.begin(fetcher)
-            await server.over
-            await server.stop()
-        os._exit(0)  # nothing is left to be done, and the run waits for this end

@@ -18,15 +18,17 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from banana_batch.errors import BatchLocked, OutputError
-from banana_batch.images import fetcher, outside
+from banana_batch.errors import BatchLocked, Exit, OutputError
+from banana_batch.images import folders, frames, outside
 from banana_batch.images.folders import Folders, lock_images
+from banana_batch.images.names import part_name
 from banana_batch.images.outside import Outside
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
 from banana_batch.secret import Secret
 from tests.acceptance.command import until
 from tests.integration import test_images as contract
 from tests.integration import test_images_guarded as guarded
+from tests.integration.whole_runs import gateway, run_batch
 from tests.unit.images.samples import WHOLE
 
 from . import images_peer
@@ -186,6 +188,46 @@ async def test_a_process_that_dies_is_not_missed(tmp_path: Path, when: str) -> N
     assert everything(tmp_path) == {f"images/{number:05d}-cat.png" for number in (1, 2, 3)}
 
 
+async def test_a_process_that_stands_still_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen, not dead: it gives no sign of life, is ended, and what it had is fetched here."""
+    monkeypatch.setattr(outside, "SIGN_S", 0.02)
+    async with host(answer(PNG)) as peer, watched(tmp_path, peer) as made:
+        await made.settled()
+        made.process.send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(BOUND_S):
+            outcomes = await asyncio.gather(*(made.fetch(image(peer, index)) for index in (1, 2, 3)))
+        assert made.here == 3
+        assert made.process.returncode == -signal.SIGKILL
+    assert [isinstance(one, StoredImage) for one in outcomes] == [True] * 3
+    assert everything(tmp_path) == {f"images/{number:05d}-cat.png" for number in (1, 2, 3)}
+
+
+async def test_a_process_whose_host_is_slow_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that it is there as often as it is asked."""
+    monkeypatch.setattr(outside, "SIGN_S", 0.02)
+    signs = 0
+
+    def take(frame: bytes) -> None:
+        nonlocal signs
+        signs += 1
+        heard(frame)
+        if signs == 3 * outside.SIGNS:
+            peer.hold.set()
+
+    async def slow(_: bytes, writer: asyncio.StreamWriter) -> None:
+        await peer.hold.wait()
+        writer.write(answer(PNG))
+
+    async with host(slow) as peer, watched(tmp_path, peer, made=Ready) as made:
+        assert made._helper is not None
+        heard = made._helper.take
+        monkeypatch.setattr(made._helper, "take", take)
+        async with asyncio.timeout(BOUND_S):
+            assert isinstance(await made.fetch(image(peer)), StoredImage)
+            while made._helper._watched:  # nothing is asked for: nobody looks any more
+                await asyncio.sleep(LOOK_S)
+
+
 async def _unread(made: Watched) -> None:
     """Wait until something lies in the socket that the process has not taken."""
     assert made._helper is not None
@@ -214,7 +256,7 @@ def _saying(said: bytes) -> str:
     )
 
 
-_READY = struct.pack("!I", len(outside._READY)) + outside._READY
+_READY = struct.pack("!I", len(frames.READY)) + frames.READY
 
 
 @pytest.mark.parametrize(
@@ -304,7 +346,7 @@ async def test_the_key_is_nowhere_and_kept_out_of_what_hosts_say(
         await made.settled()
         proc = Path(f"/proc/{made.process.pid}")
         environ = (proc / "environ").read_bytes().split(b"\0")
-        assert {line.partition(b"=")[0] for line in environ} == {b"SSL_CERT_FILE", b""}
+        assert {line.partition(b"=")[0] for line in environ} == {b"SSL_CERT_FILE", b"MALLOC_ARENA_MAX", b""}
         assert KEY.encode() not in (proc / "cmdline").read_bytes()
         stored = await made.fetch(image(peer))
         assert isinstance(stored, StoredImage)
@@ -330,7 +372,7 @@ async def test_it_hears_no_signal_and_holds_nothing_of_the_run(tmp_path: Path) -
 def test_what_could_buy_is_not_loaded_there() -> None:
     """Neither the paid endpoint nor the state file; nor what takes long to import and is not needed."""
     listed = subprocess.run(
-        [sys.executable, "-c", "import sys, banana_batch.images.outside; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys, banana_batch.images.served; print(*sys.modules)"],
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     strange = ("pydantic", "sqlite3", "typer", "PIL", "tqdm", "banana_batch.endpoint", "banana_batch.store")
@@ -419,14 +461,14 @@ async def test_a_run_waits_for_the_process_of_the_one_before(tmp_path: Path, mon
     looks = 0
     looked_twice = asyncio.Event()
 
-    def look(folders: Folders) -> bool:
+    def look(opened: Folders) -> bool:
         nonlocal looks
         looks += 1
         if looks == 2:
             looked_twice.set()
-        return lock_images(folders)
+        return lock_images(opened)
 
-    monkeypatch.setattr(fetcher, "lock_images", look)
+    monkeypatch.setattr(folders, "lock_images", look)
     later = asyncio.create_task(run())
     await asyncio.wait_for(looked_twice.wait(), BOUND_S)
     assert not begun.is_set()
@@ -434,7 +476,28 @@ async def test_a_run_waits_for_the_process_of_the_one_before(tmp_path: Path, mon
     await asyncio.wait_for(later, BOUND_S)
     former = os.open(tmp_path / "images", os.O_RDONLY)
     fcntl.flock(former, fcntl.LOCK_EX)
-    monkeypatch.setattr(fetcher, "FORMER_S", 0.0)
+    monkeypatch.setattr(folders, "FORMER_S", 0.0)
     with pytest.raises(BatchLocked, match="earlier run"):
         await run()
     os.close(former)
+
+
+async def test_nothing_is_mended_while_a_process_of_the_run_before_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts are its own until it has ended: taken away, they would be named under its hands."""
+    out = tmp_path / "out"
+    (out / "images").mkdir(parents=True)
+    part = out / "images" / part_name(1)
+    part.write_bytes(b"half")
+    former = os.open(out / "images", os.O_RDONLY)
+    fcntl.flock(former, fcntl.LOCK_EX)
+    monkeypatch.setattr(folders, "FORMER_S", 0.0)
+    async with gateway() as peer:
+        with pytest.raises(BatchLocked, match="earlier run"):
+            await run_batch(out, peer.url, ["a"])
+        assert part.read_bytes() == b"half"
+        os.close(former)
+        left = await run_batch(out, peer.url, ["a"])
+    assert (left.exit, peer.posts) == (Exit.DONE, ["a"])
+    assert not part.exists()

@@ -203,7 +203,7 @@ def would_send(folder: Path) -> set[str]:
         [str(folder / "out.jsonl")], {"out": str(out), "base_url": "http://127.0.0.1:9"}, {}, folder, io.BytesIO()
     )
     with made_ready(order) as prepared, closing(prepared.db) as db:
-        recover(db, out, SystemClock(), Watcher())
+        asyncio.run(recover(db, out, SystemClock(), Watcher()))
         rows = db.execute("SELECT id, request FROM jobs WHERE state = 'pending' AND position IS NOT NULL").fetchall()
         return {row["id"] for row in rows} | {json.loads(row["request"]).get("prompt", "") for row in rows}
 
