@@ -31,6 +31,7 @@ async def recover(db: sqlite3.Connection, out: Path, clock: Clock, events: Event
         folders.close()
     with runs.transaction(db):
         doubts = runs.doubt_interrupted(db, runs.DIED)
+        runs.lower_ceilings(db)
     if doubts:
         events.emit("note", message=f"an earlier run died with {plural(doubts, 'request')} on the wire: now in doubt")
     remove_parts(out)

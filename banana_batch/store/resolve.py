@@ -13,6 +13,8 @@ from banana_batch.errors import UsageError
 from banana_batch.lifecycle import Event, JobState, Settlement, after
 from banana_batch.text import printable
 
+from .runs import lower_ceilings
+
 _BY_USER = "user"
 
 
@@ -104,6 +106,7 @@ def _found(db: sqlite3.Connection, job: Found, doubt: sqlite3.Row, word: Word) -
         price = doubt["reserved"]
     if price is not None:
         _close(db, doubt["attempt"], Settlement.PAID, price)
+        lower_ceilings(db)
     # Where no price is known the reserve stays at risk: nobody said what it cost.
     db.execute(
         "INSERT OR REPLACE INTO images (job, attempt, image_url) VALUES (?, ?, ?)",

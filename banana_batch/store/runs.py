@@ -94,6 +94,20 @@ def doubt_interrupted(db: sqlite3.Connection, why: str) -> int:
     ).rowcount
 
 
+def lower_ceilings(db: sqlite3.Connection) -> None:
+    """Bring what is at risk for want of a price down to the dearest seen, where one is known by now.
+
+    An answer does so for all that is open when it comes (known.py). This is for what was begun beside it, and for a
+    price that the user told.
+    """
+    db.execute(
+        "UPDATE attempts SET ceiling = 0,"
+        " reserved = min(reserved, (SELECT highest FROM kinds WHERE kinds.kind = attempts.kind))"
+        " WHERE ceiling = 1 AND outcome IN ('sending', 'doubt', 'unpriced')"
+        " AND kind IN (SELECT kind FROM kinds WHERE highest IS NOT NULL)"
+    )
+
+
 def drop_doubts(db: sqlite3.Connection) -> int:
     """Give up the manifest's jobs in doubt, as the user said; their credits stay at risk. Return how many."""
     return db.execute(

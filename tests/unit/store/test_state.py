@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from banana_batch.errors import DiskError
-from banana_batch.lifecycle import Event, Settlement
-from banana_batch.models import Backoff, FetchFailed, QueuedJob, Settled, StoredImage
+from banana_batch.lifecycle import Event, JobState, Settlement
+from banana_batch.mending import recover
+from banana_batch.models import Backoff, FetchFailed, QueuedJob, Settled, StoredImage, Totals
 from banana_batch.pacing.clock import SystemClock
-from banana_batch.store import queries, runs
+from banana_batch.store import queries, resolve, runs
 from banana_batch.store.ballast import BALLAST_NAME
 from banana_batch.store.changes import share_image
 from banana_batch.store.handout import paid_images
 from banana_batch.store.state import StateStore
+from tests.contract.fakes import Told
 from tests.torture.virtual import Inline
 from tests.unit.store.small import CREDIT, DOUBT, HELD, PRO, Flaky, opened, outcomes, paid
 
@@ -184,6 +186,30 @@ async def test_the_first_price_brings_ceilings_down(db: Flaky, store: StateStore
     await store.settle(*flying, paid(20 * CREDIT))
     assert store.price_micro(PRO) == 20 * CREDIT
     assert store.totals.at_risk == 26 * CREDIT
+
+
+async def test_a_price_that_the_user_tells_brings_ceilings_down(db: Flaky, store: StateStore) -> None:
+    """It is known as if an answer had stated it; so the other doubts are worth no more than it."""
+    for doubtful in [await begun(store) for _ in range(3)]:
+        await store.settle(*doubtful, DOUBT)
+    found = resolve.jobs_in(db, JobState.IN_DOUBT)
+    with runs.transaction(db):
+        resolve.settle(db, found[0], resolve.Word(charged_micro=2 * CREDIT))
+    assert queries.totals(db).at_risk == 100 * CREDIT  # an amount without an image may be any
+    with runs.transaction(db):
+        resolve.settle(db, found[1], resolve.Word(charged_micro=2 * CREDIT, image_url="https://example.test/x.png"))
+    assert queries.totals(db) == Totals(reserved=0, spent=4 * CREDIT, at_risk=2 * CREDIT, wasted=2 * CREDIT)
+
+
+async def test_a_ceiling_that_was_set_beside_the_first_price_comes_down_at_the_next_start(
+    db: Flaky, store: StateStore, tmp_path: Path
+) -> None:
+    """Begun when no price was known, and written down behind it."""
+    await store.settle(*await begun(store), paid(13 * CREDIT))
+    await store.settle(*await begun(store), DOUBT)
+    assert store.totals.at_risk == 50 * CREDIT
+    await recover(db, tmp_path, SystemClock(), Told())
+    assert queries.totals(db).at_risk == 13 * CREDIT
 
 
 async def test_the_tries_of_a_run_are_its_own(db: Flaky, store: StateStore, tmp_path: Path) -> None:
