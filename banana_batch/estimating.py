@@ -47,7 +47,7 @@ class Estimates:
     def emit(self, event: str, /, **facts: object) -> None:
         """See ports.Events."""
         self.changed = self.changed or event in _CHANGES
-        if event == "answered" and facts["credits_micro"] is not None and facts["kind"] not in self._priced:
+        if event == "answered" and facts["credits_micro"] and facts["kind"] not in self._priced:
             self._priced.add(facts["kind"])
             if self._store is not None:
                 self._store.do(self.estimate).add_done_callback(self._tell)

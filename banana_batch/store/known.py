@@ -62,11 +62,13 @@ class Known:
         """Learn from what answers cost.
 
         Where these are the first of a kind, what is set aside or at risk for others of it comes down to the dearest
-        of them: to what is set aside for the next one, in whatever order they came.
+        of them: to what is set aside for the next one, in whatever order they came. An image that was free says
+        nothing of what the others cost.
         """
         highest: dict[Kind, int] = {}
         for kind, price in stated:
-            highest[kind] = max(price, highest.get(kind, 0))
+            if price:
+                highest[kind] = max(price, highest.get(kind, 0))
         for kind, price in highest.items():
             known = self.prices.get(kind)
             if known is None:
@@ -83,7 +85,7 @@ class Known:
         sums = [value or 0 for value in db.execute(_SUMS, (self.run,)).fetchone()]
         prices = None
         if self._prices_changed:
-            known = db.execute("SELECT model, image_size, highest FROM kinds WHERE highest IS NOT NULL").fetchall()
+            known = db.execute("SELECT model, image_size, highest FROM kinds WHERE highest > 0").fetchall()
             prices = {Kind(model, size): highest for model, size, highest in known}
         return Seen(Totals(*sums[:4]), Totals(*sums[4:]), prices)
 

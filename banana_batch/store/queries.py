@@ -67,7 +67,7 @@ class KindHistory(Struct, frozen=True):
 
     Attributes:
         mean_bytes: Of the newest images, at most 200; None: none yet.
-        mean_micro, highest_micro: None without a priced answer.
+        mean_micro, highest_micro: None without a priced answer; one that was free is none.
         latencies_s: Of the newest answers, at most 500, unsorted.
     """
 
@@ -97,6 +97,17 @@ def counts(db: sqlite3.Connection) -> dict[JobState, int]:
     """Return how many jobs of the batch are in each state."""
     found = dict(db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
     return {state: int(found.get(state, 0)) for state in JobState}
+
+
+def blocked(db: sqlite3.Connection, *, manifest_only: bool) -> bool:
+    """Tell whether a paid image waits whose url may not be fetched."""
+    also = " AND position IS NOT NULL" if manifest_only else ""
+    return bool(
+        db.execute(
+            "SELECT EXISTS (SELECT 1 FROM jobs CROSS JOIN images USING (job)"
+            f" WHERE state = 'paid' AND error_class = 'image_blocked'{also})"
+        ).fetchone()[0]
+    )
 
 
 def manifest_counts(db: sqlite3.Connection) -> dict[JobState, int]:
@@ -202,8 +213,8 @@ def history(db: sqlite3.Connection, *, latencies: bool = True) -> list[KindHisto
         KindHistory(
             Kind(row["model"], row["image_size"]),
             row["answers"],
-            row["spent"] // row["answers"] if row["answers"] else None,
-            row["highest"],
+            row["spent"] // row["answers"] if row["highest"] else None,
+            row["highest"] or None,
             *(_observed(db, row["kind"]) if latencies else ((), None)),
         )
         for row in kinds

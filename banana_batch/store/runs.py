@@ -104,7 +104,7 @@ def lower_ceilings(db: sqlite3.Connection) -> None:
         "UPDATE attempts SET ceiling = 0,"
         " reserved = min(reserved, (SELECT highest FROM kinds WHERE kinds.kind = attempts.kind))"
         " WHERE ceiling = 1 AND outcome IN ('sending', 'doubt', 'unpriced')"
-        " AND kind IN (SELECT kind FROM kinds WHERE highest IS NOT NULL)"
+        " AND kind IN (SELECT kind FROM kinds WHERE highest > 0)"
     )
 
 
