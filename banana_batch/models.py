@@ -286,7 +286,7 @@ class Caps(Struct, frozen=True):
 
     Attributes:
         max_price: The most one image may cost while no price of its kind is known.
-        bounded: `max_price` is a default: with less budget left, what is left is reserved.
+        bounded: `max_price` is a default, not the user's word: with less budget left, what is left is reserved.
     """
 
     budget: int | None

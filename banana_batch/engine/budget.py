@@ -41,6 +41,7 @@ def lefts(caps: Caps, batch: Totals, run: Totals, undurable: int = 0) -> tuple[i
 def is_implausible(credits_micro: int, price: int | None, caps: Caps) -> bool:
     """Tell whether a stated price is far above what its model × size was expected to cost at most.
 
-    An image that was free says nothing of what the next one costs.
+    What the user said that an image may cost is never implausible.
     """
-    return credits_micro > IMPLAUSIBLE_TIMES * max(price or caps.max_price, 1)
+    said = 0 if caps.bounded else caps.max_price
+    return credits_micro > max(IMPLAUSIBLE_TIMES * (caps.max_price if price is None else price), said, 1)

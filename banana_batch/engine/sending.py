@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from banana_batch.errors import Exit
 from banana_batch.models import Caps, PaidImage, QueuedJob, Reserve, Totals
+from banana_batch.money import priced_text
 from banana_batch.ports import Clock, Endpoint, Events, Pacer, Store
 
 from .budget import lefts, reserve_for
@@ -146,6 +147,8 @@ def budget_reached(caps: Caps, batch: Totals, run: Totals, undurable: int = 0) -
         which, left, hint = "the budget", of_batch, "raise --budget to go on"
         if caps.budget == 0:
             hint += "; dollars need quotes, or the shell takes them away: --budget '$5'"
+    if not caps.bounded and 0 < left < caps.max_price:
+        hint += f"; or lower --max-price, which is above what is left: {priced_text(left)}"
     if left < 0:
         return Stop(Exit.BUDGET, f"{which} is overspent: more than that is spent or at risk", hint)
     return Stop(Exit.BUDGET, f"{which} is reached", hint)

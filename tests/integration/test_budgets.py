@@ -216,6 +216,38 @@ async def test_a_price_beyond_belief_stops_the_run(out: Path) -> None:
     assert dict(ended.jobs) == {"done": 2, "pending": 4}
 
 
+@pytest.mark.parametrize("max_price", [None, "30"])
+async def test_what_the_user_says_an_image_may_cost_is_believed(out: Path, max_price: str | None) -> None:
+    """2, then 24: an accident, unless --max-price says that it may be; then it is spent, and counts."""
+
+    def said(peer: Gateway, arrived: Arrived) -> bytes:
+        return peer.sold(2 if arrived.nth == 1 else 24)
+
+    async with gateway(said) as peer:
+        ended = await run_batch(out, peer.url, jobs(6), budget="60", max_price=max_price)
+    if max_price:
+        assert (ended.exit, ended.credits) == (Exit.BUDGET, (50.0, 0.0, 0.0))
+    else:
+        assert (ended.exit, ended.credits) == (Exit.PROTOCOL, (2.0, 2.0, 0.0))
+        assert "run again with --max-price" in ended.said
+
+
+async def test_a_free_image_is_no_price(out: Path) -> None:
+    """Two doubts, then one for nothing, then 20 each: what is at risk stays so, and the budget holds."""
+
+    def said(peer: Gateway, arrived: Arrived) -> bytes | None:
+        return None if arrived.nth <= 2 else peer.sold(0 if arrived.nth == 3 else 20)
+
+    async with gateway(said) as peer:
+        one = await run_batch(out, peer.url, jobs(40), concurrency=1, budget="190", limit=3)
+        assert one.credits == (0.0, 100.0, 0.0)
+        more = await run_batch(out, peer.url, jobs(40), concurrency=32, budget="190")
+    assert more.exit is Exit.BUDGET
+    # A first price of 20 brings both doubts down to it; nothing is overspent on the way there or after.
+    assert more.credits == (140.0, 40.0, 0.0)
+    assert "overspent" not in more.said
+
+
 async def test_an_empty_account_ends_the_run_after_what_is_out(out: Path) -> None:
     """A 402 among 8 calls in flight: those that are out are bought and kept, the rest waits: 8."""
     together = asyncio.Barrier(8)

@@ -81,3 +81,11 @@ def test_the_budget_that_is_used_up_is_named(budget: int | None, run_budget: int
 def test_a_budget_of_nothing_is_likely_the_shells_doing() -> None:
     """`--budget $20` without quotes is `--budget 0`."""
     assert "quotes" in budget_reached(Caps(0, None, 50, bounded=True), Totals(), Totals()).hint
+
+
+def test_a_price_that_does_not_fit_into_the_budget_is_named() -> None:
+    """Nothing is spent, and raising the budget is not the only way out."""
+    caps = Caps(30, None, 50, bounded=False)
+    assert "lower --max-price" in budget_reached(caps, Totals(), Totals()).hint
+    assert "max-price" not in budget_reached(caps, Totals(spent=30), Totals()).hint
+    assert "max-price" not in budget_reached(Caps(30, None, 50, bounded=True), Totals(), Totals()).hint
