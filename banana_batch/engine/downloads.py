@@ -62,6 +62,7 @@ class Downloads:
         self._on_stop = on_stop
         self._gone = 0
         self._failed_in_row = 0
+        self._silent_in_row = 0  # without an answer that an image is gone
         self._ready: deque[PaidImage] = deque()
         self._due: list[tuple[float, int, PaidImage]] = []
         self._order = count()
@@ -142,6 +143,7 @@ class Downloads:
         await self._store.finish(image.index, result)
         self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
         outage, self._failed_in_row = self._failed_in_row >= OUTAGE, 0
+        self._silent_in_row = 0
         if outage and self._due:
             # The host is back: what waited goes first.
             self._ready.extendleft(entry[2] for entry in sorted(self._due, reverse=True))
@@ -150,6 +152,7 @@ class Downloads:
 
     async def _failed(self, image: PaidImage, failure: FetchFailed) -> None:
         self._failed_in_row += 1
+        self._silent_in_row = 0 if failure.gone else self._silent_in_row + 1
         over = self._closing_at_s is not None and self._clock.monotonic_s() >= self._closing_at_s
         lost = failure.lost or (failure.gone and image.failed_earlier and over)
         await self._store.unfetched(image.index, failure, lost)
@@ -197,8 +200,15 @@ class Downloads:
             text = f"no image could be fetched for {duration_text(self._wait_s)}; {self.waiting} paid ones wait"
             self._on_stop(Stop(Exit.UNAVAILABLE, text, "run again later: they are fetched first"))
 
+    def _hopeless(self) -> bool:
+        """Tell whether the time is over and the host silent: each further try would only wait as long as the last."""
+        over = self._closing_at_s is not None and self._clock.monotonic_s() >= self._closing_at_s
+        return over and self._silent_in_row >= OUTAGE
+
     async def _take(self) -> PaidImage | None:
         while True:
+            if self._hopeless():
+                self._give_up()
             if self._fetching >= self._width * self._crowd:
                 await self._waiters.wait()
             elif self._due and self._due[0][0] <= self._clock.monotonic_s():

@@ -53,6 +53,17 @@ class Dead(FakeImages):
         return await super().fetch(image)
 
 
+class Silent(FakeImages):
+    """A host that takes a connection and never answers."""
+
+    tries = 0
+
+    async def fetch(self, _image: PaidImage) -> StoredImage | FetchFailed:
+        self.tries += 1
+        await asyncio.sleep(30)
+        return failures.UNREACHABLE.failed("no answer")
+
+
 class Scene:
     """Downloads of a run of its own, on a real state file.
 
@@ -182,6 +193,27 @@ def test_no_try_is_waited_for_past_the_time(db: Flaky, tmp_path: Path) -> None:
     with virtual_network():
         # A second, and one last round: 60 images, an eighth of a second each, three at once.
         assert simulate(play) <= 1.0 + IMAGES / WIDTH * 0.125 + 0.5
+    assert states(db) == {"paid": IMAGES}
+
+
+def test_a_silent_host_is_not_asked_for_each_image_when_the_time_is_over(db: Flaky, tmp_path: Path) -> None:
+    """60 images, 3 at once, half a minute each: ten minutes for nothing. What is under way is the last of it."""
+    images = Silent(tmp_path)
+
+    async def play() -> float:
+        scene = Scene(db, images, tmp_path, VirtualClock(), wait_s=2.0)
+        for image in await scene.buy():
+            scene.downloads.put(image)
+        async with asyncio.timeout(3600), asyncio.TaskGroup() as group:
+            for _ in range(scene.tasks):
+                group.create_task(scene.downloads.work())
+            await asyncio.sleep(1)
+            scene.downloads.close()
+        return asyncio.get_running_loop().time()
+
+    with virtual_network():
+        assert simulate(play) <= 61
+    assert images.tries == 2 * WIDTH
     assert states(db) == {"paid": IMAGES}
 
 
