@@ -352,13 +352,14 @@ class Run:
 
     def _close_run(self, db: sqlite3.Connection, begun: _Begun, stops: list[Stop], *, limited: bool) -> Exit:
         runs.doubt_interrupted(db, runs.DIED)
+        blocked = queries.blocked(db, manifest_only=self._work.sends)
         if self._work.sends:
-            code = exit_code(stops, queries.manifest_counts(db), limited=limited)
+            code = exit_code(stops, queries.manifest_counts(db), limited=limited, blocked=blocked)
         else:
             # Only images were asked for; what waits to be bought is no part of it.
             jobs = queries.counts(db)
             asked = {state: jobs[state] if state in _OF_IMAGES else 0 for state in JobState}
-            code = exit_code(stops, asked, limited=True)
+            code = exit_code(stops, asked, limited=True, blocked=blocked)
         runs.end_run(db, begun.run, self._clock.wall_us(), code)
         return code
 

@@ -164,7 +164,9 @@ class Downloads:
             if self._gone == GONE_LIMIT:
                 self._on_stop(Stop(Exit.UNAVAILABLE, f"{GONE_LIMIT} paid images are gone from their host", _GONE_HINT))
         if failure.stop is not None:
-            self._on_stop(Stop(failure.stop.exit, failure.message, failure.stop.hint))
+            # What an earlier run stopped for, and went unheeded, keeps this one from nothing else.
+            if not (image.failed_earlier and failure.stop.exit is Exit.PROTOCOL):
+                self._on_stop(Stop(failure.stop.exit, failure.message, failure.stop.hint))
         elif not lost and not self._impatient and not over:
             self._again(image, failure)
 

@@ -85,13 +85,14 @@ class Refusals(Struct):
             self._had.clear()
 
 
-def exit_code(stops: list[Stop], jobs: Mapping[JobState, int], *, limited: bool) -> Exit:
+def exit_code(stops: list[Stop], jobs: Mapping[JobState, int], *, limited: bool, blocked: bool = False) -> Exit:
     """Return the code of a run that has ended.
 
     Args:
         stops: Why sending ended early, if it did.
         jobs: Jobs of the manifest by state.
         limited: `--limit` was reached: what is pending was not asked for.
+        blocked: A paid image of theirs has a url that may not be fetched.
     """
     codes = {stop.exit for stop in stops}
     left = jobs[JobState.PENDING] + jobs[JobState.SENDING]
@@ -105,6 +106,8 @@ def exit_code(stops: list[Stop], jobs: Mapping[JobState, int], *, limited: bool)
         codes.add(Exit.STOPPED)
     if jobs[JobState.PAID]:
         codes.add(Exit.NOT_FETCHED)
+    if blocked:
+        codes.add(Exit.PROTOCOL)
     if jobs[JobState.IN_DOUBT]:
         codes.add(Exit.IN_DOUBT)
     if jobs[JobState.FAILED] or jobs[JobState.LOST]:

@@ -12,7 +12,7 @@ from banana_batch.images.committer import Committer
 from banana_batch.images.download import Downloader
 from banana_batch.models import PaidImage
 from tests.integration.answers_peer import answer
-from tests.integration.whole_runs import IMAGE, Ended, Gateway, gateway, run_batch
+from tests.integration.whole_runs import IMAGE, Arrived, Ended, Gateway, gateway, run_batch
 from tests.unit.images.samples import png
 
 PROMPTS = ("one", "two", "three")
@@ -150,3 +150,22 @@ def test_no_row_without_a_case() -> None:
     """A row that is added to the images' table needs an answer here."""
     rows = {row.name for row in vars(failures).values() if isinstance(row, failures.Row)}
     assert set(SERVED) | ELSEWHERE == rows
+
+
+async def test_a_url_that_may_not_be_fetched_stops_one_run_and_not_the_batch(out: Path) -> None:
+    """The first run stops for it, as others may follow; the next buys the rest, and is 76 while the row is there."""
+
+    def said(peer: Gateway, arrived: Arrived) -> bytes:
+        return peer.sold(image_url="/i.png") if arrived.nth == 1 else peer.sold()
+
+    async with gateway(said) as peer:
+        first = await run_batch(out, peer.url, PROMPTS, limit=1)
+        second = await run_batch(out, peer.url, PROMPTS)
+        third = await run_batch(out, peer.url, PROMPTS[1:], on_change="accept")
+    assert (first.exit, dict(first.jobs)) == (Exit.PROTOCOL, {"paid": 1, "pending": 2})
+    assert first.told("stop")
+    assert (second.exit, dict(second.jobs)) == (Exit.PROTOCOL, {"paid": 1, "done": 2})
+    assert not second.told("stop")
+    # Out of the manifest, it decides no exit code any more.
+    assert (third.exit, dict(third.jobs)) == (Exit.DONE, {"paid": 1, "done": 2})
+    kept(third, len(peer.posts))
