@@ -135,6 +135,10 @@ class Pacer(Protocol):
 class Disk(Protocol):
     """The room that images need."""
 
+    @property
+    def moved(self) -> bool:
+        """What is bought now would not be found there by the next run."""
+
     def has_room(self, images: int) -> bool:
         """Tell whether that many more images fit; asked before each paid call."""
 

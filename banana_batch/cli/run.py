@@ -17,6 +17,7 @@ from banana_batch.batch import Run, Work
 from banana_batch.errors import BananaError, Exit
 from banana_batch.planning import Order, looked_at, made_ready, opened_for_images, settle_order
 from banana_batch.report.account import Account
+from banana_batch.report.stream import Stream
 from banana_batch.report.summary import terminal_text
 from banana_batch.report.tally import Tally
 from banana_batch.settings import Settings, wants_json
@@ -171,6 +172,9 @@ def _tell(account: Account, settings: Settings) -> None:
         outcome.print_json(accounting.summary_of(account))
     elif not settings.quiet:
         outcome.say(terminal_text(account))
+    elif account.exit not in (Exit.DONE, Exit.STOPPED):
+        # Doubts, failures and images of earlier runs are trouble too, though this one met none.
+        Stream().write(terminal_text(account) + "\n")
 
 
 def _stdin() -> BinaryIO:

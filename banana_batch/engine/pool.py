@@ -27,6 +27,7 @@ from .worker import send
 
 # Of the loop, in which what came in time is still read: a process that was frozen finds both at once.
 LAST_TURNS = 8
+_MOVED_HINT = "put it back under its name, or name its new place with -o; started over, all of it would be paid again"
 
 
 class PoolConfig(Struct, frozen=True):
@@ -213,6 +214,9 @@ class Pool:
 
     def _room_on_disk(self) -> bool:
         shared = self._shared
+        if self._disk.moved:
+            shared.stop(Stop(Exit.DISK, "the output folder was moved or deleted while this runs", _MOVED_HINT))
+            return False
         if self._disk.has_room(len(shared.on_wire) + self._downloads.waiting + 1):
             return True
         shared.stop(Stop(Exit.DISK, "the disk is nearly full: no further image is bought", "free some space, then run"))

@@ -1,7 +1,9 @@
-"""Whether the disk holds what is about to be bought."""
+"""Whether what is about to be bought has a place: on the disk, and in the ledger that the next run will find."""
 
 import os
 from pathlib import Path
+
+from .database import state_path
 
 # The state file's log, results and the log of the run.
 KEPT_FREE_BYTES = 1 << 20
@@ -18,8 +20,22 @@ class Room:
 
     def __init__(self, out: Path) -> None:
         self._out = out
+        self._state = state_path(out)
+        self._known_as = self._identity()
         self._image_bytes = FIRST_GUESS_BYTES
         self._unlooked = 0
+
+    @property
+    def moved(self) -> bool:
+        """The state file is not where it was: the next run would not find what this one writes, and buy it again."""
+        return self._identity() != self._known_as
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._state)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def has_room(self, images: int) -> bool:
         """Tell whether that many more images fit. A disk that does not answer is left to the write that fails."""

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from banana_batch.sandbox.config import Latency, SandboxConfig
 from banana_batch.sandbox.faults import Canned, Fault, FaultKind
 
-from .command import ARGV, KEY, PACKAGE, charges, command, environment, here, results, tree, until
+from .command import ARGV, KEY, PACKAGE, charges, command, environment, here, live, results, tree, until
 from .peer import serving
 
 TWO = "prompt,model\na,Nano Banana\nb,Nano Banana\n"
@@ -294,3 +295,28 @@ def test_a_bad_setting_is_told_with_its_place(folder: Path) -> None:
     (folder / "night.toml").write_text('[run]\nconcurrency = 0\n[[jobs]]\nprompt = "a"\n')
     assert "night.toml [run]: concurrency: 0 → greater than or equal to 1" in here("plan", folder / "night.toml").err
     assert "--quiet: with --verbose" in here("plan", folder / "two.csv", "-q", "-v").err
+
+
+def test_trouble_of_earlier_runs_is_told_though_quiet(folder: Path) -> None:
+    """Cron mails what -q prints: a night that ends with doubts of last night's tells of them."""
+    with serving(canned=[Fault(FaultKind.DROP_AFTER_CHARGE)]) as peer:
+        assert peer.run("two.csv", "-o", "out", "-c", "1", cwd=folder).code == 4
+        again = peer.run("two.csv", "-o", "out", "-q", cwd=folder)
+    assert (again.code, "banana-batch resolve " in again.err) == (4, True), again.err
+
+
+def test_a_folder_that_goes_away_stops_what_would_be_paid(folder: Path) -> None:
+    """Moved while the run is live: the next run would not find its ledger, so nothing more is bought: 74. Put back
+    under its name, nothing is bought twice."""
+    (folder / "rows.csv").write_text("prompt,model\n" + "".join(f"row {number},Nano Banana\n" for number in range(9)))
+    arguments = ("run", "rows.csv", "-o", "out", "-c", "1")
+    with serving(SandboxConfig(plain_pictures=True, latency=Latency("fixed", 0.3))) as peer:
+        with live(*arguments, "--base-url", peer.base_url, cwd=folder, TT_API_KEY=KEY) as run:
+            until(lambda: len(peer.charges) == 2)
+            (folder / "out").rename(folder / "away")
+            ended = run.end()
+        assert (ended.code, "moved" in ended.err, len(peer.charges) <= 3) == (74, True, True), ended.err
+        (folder / "away").rename(folder / "out")
+        assert peer.run(*arguments[1:], cwd=folder).code == 0
+        assert {charge.prompt for charge in peer.charges} == {f"row {number}" for number in range(9)}
+        assert len(peer.charges) == 9

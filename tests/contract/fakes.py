@@ -138,6 +138,8 @@ class Told:
 class FakeDisk:
     """Room for so many images."""
 
+    moved = False
+
     def __init__(self, images: int = 1_000_000) -> None:
         self._images = images
 
