@@ -18,8 +18,8 @@ from banana_batch.settings import Settings
 from banana_batch.store.queries import Doubt
 from banana_batch.text import plural, printable
 
-# One keystroke may arrive twice: a second Ctrl-C counts only after this long.
-_SECOND_SIGINT_AFTER_S = 1.0
+# One keystroke may arrive twice, and one hang-up from the system and the shell: the second counts after this long.
+_SECOND_AFTER_S = 1.0
 
 
 class Terminal:
@@ -117,15 +117,15 @@ async def signals(run: Run, view: Terminal) -> AsyncIterator[None]:
         if not first:
             first[number] = now_s
             run.drain(Stop(Exit.STOPPED, f"{number.name}: stopping", "run again to go on"))
-        elif number is not signal.SIGINT or now_s - min(first.values()) >= _SECOND_SIGINT_AFTER_S:
+        elif number is signal.SIGTERM or now_s - min(first.values()) >= _SECOND_AFTER_S:
             run.abort(Stop(hard, f"a second {number.name}: calls in flight are cut off", "run again to go on"))
 
     def show() -> None:
         view.emit("note", message=status_line(run.tally))
 
     handled = [signal.SIGINT, signal.SIGTERM]
-    if not (sys.stdin and sys.stdin.isatty()):
-        # Without a terminal (cron, a lost ssh) a hang-up is an order to stop; at one, the shell's business.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        # A lost ssh, a closed window: calls in flight are let end. Under nohup it is no order at all.
         handled.append(signal.SIGHUP)
     for number in handled:
         loop.add_signal_handler(number, stop, number)

@@ -1,7 +1,7 @@
 """T-signal: each signal at many instants of a run that waits, sends or downloads, once and twice; then resumed.
 
-One signal is an order to stop: what is under way ends well, nothing is in doubt. A second SIGTERM or SIGHUP cuts off;
-a second SIGINT within a second is the same key pressed once. Whatever came, every promise holds, and the batch is
+One signal is an order to stop: what is under way ends well, nothing is in doubt. A second SIGTERM cuts off; a second
+SIGINT within a second is the same key pressed once, a second SIGHUP the same line cut once. Whatever came, every promise holds, and the batch is
 completed afterwards.
 """
 
@@ -88,7 +88,7 @@ def signal_batch(case: Case) -> Signalled:
         code = process.finish(pid) if code is None else code
         counts = batch.counts()
         found = violations(batch)
-        cut = case.times > 1 and case.number is not signal.SIGINT
+        cut = case.times > 1 and case.number is signal.SIGTERM
         # Before a run takes signals, and after its end, the system's own answer to one ends the process.
         early = {-case.number, 130 if case.number is signal.SIGINT else -case.number}
         if code not in (_CUT_ENDS if cut else _ENDS) | early:
