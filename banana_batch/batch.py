@@ -20,7 +20,7 @@ from .estimating import Estimate, Estimates
 from .images.fetcher import COMMIT_THREADS, DISK_THREADS
 from .lifecycle import JobState
 from .listing import Listing
-from .mending import recover, share_images
+from .mending import recover, settle_doubts, share_images
 from .pacing.deadlines import deadline
 from .pacing.pacer import Pacer
 from .pacing.pacer import Stop as PacerStop
@@ -80,6 +80,7 @@ class Run:
         self._secret = Secret("")
         self._pool: Pool | None = None
         self._early: Stop | None = None
+        self._halted = asyncio.Event()
         self._aborted = False
         self._store: StateStore | None = None
         self._estimates = Estimates(work.settings.caps.max_price)
@@ -88,6 +89,7 @@ class Run:
     def drain(self, stop: Stop) -> None:
         """Start nothing more; let calls in flight end, at most for the grace time."""
         self._early = self._early or stop
+        self._halted.set()
         pool = self._pool
         if pool is None:
             return
@@ -103,6 +105,7 @@ class Run:
     def abort(self, stop: Stop) -> None:
         """Cut calls in flight off: they are in doubt."""
         self._early, self._aborted = stop, True
+        self._halted.set()
         if self._pool is not None:
             self._pool.abort(stop)
 
@@ -117,7 +120,9 @@ class Run:
             db = prepared.db
             try:
                 changed = await recover(db, self._work.out, self._clock, self._view) or not prepared.unchanged
-                resend = await self._settle_doubts(db)
+                policy = self._settings.in_doubt if self._work.sends else "keep"
+                ask = self._view.ask_doubts if self._view.can_ask else None
+                resend = await settle_doubts(db, policy, ask, self._halted)
                 self._secret = self._load_key()
                 run = runs.begin_run(db, started_us, self._settings.budget)
                 begun = _Begun(db, run, queries.next_attempt(db), started_us, started_s, changed)
@@ -183,19 +188,6 @@ class Run:
 
     # Beginning.
 
-    async def _settle_doubts(self, db: sqlite3.Connection) -> bool:
-        """Return whether jobs in doubt are sent again in this run; drop them where that was said."""
-        policy = self._settings.in_doubt
-        if not self._work.sends:
-            return False
-        if policy == "drop":
-            with runs.transaction(db):
-                runs.drop_doubts(db)
-        if policy == "ask" and self._view.can_ask:
-            doubts = list(queries.doubts(db, manifest_only=True))
-            return bool(doubts) and await self._view.ask_doubts(doubts)
-        return policy == "resend"
-
     def _load_key(self) -> Secret:
         if self._settings.sandbox:
             return Secret(SANDBOX_KEY)
@@ -230,8 +222,9 @@ class Run:
             )
             runs.remember(db, SANDBOX_PORT, str(sandbox.port))
             url = sandbox.base_url
-        runs.remember(db, BASE_URL, url)
-        runs.remember(db, ALLOWED_HOSTS, "\n".join(self._settings.allow_host))
+        if self._work.sends:
+            runs.remember(db, BASE_URL, url)
+            runs.remember(db, ALLOWED_HOSTS, "\n".join(self._settings.allow_host))
         return url
 
     async def _endpoint(self, base_url: str, stack: contextlib.AsyncExitStack) -> EndpointClient:

@@ -1,8 +1,11 @@
 """What a run mends before it begins and completes before it ends: doubts, parts, lost rows, shared images."""
 
+import asyncio
 import sqlite3
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .images.folders import Folders, lock_after_former
 from .images.links import link_images
@@ -15,6 +18,7 @@ from .store.state import StateStore
 from .text import plural
 
 TWINS_AT_ONCE = 256
+Question = Coroutine[Any, Any, bool]
 
 
 async def recover(db: sqlite3.Connection, out: Path, clock: Clock, events: Events) -> bool:
@@ -43,6 +47,38 @@ async def recover(db: sqlite3.Connection, out: Path, clock: Clock, events: Event
                 record_image(db, image.index, found, clock.wall_us())
             adopted += 1
     return bool(doubts or adopted)
+
+
+async def settle_doubts(
+    db: sqlite3.Connection,
+    policy: str,
+    ask: Callable[[Sequence[queries.Doubt]], Question] | None,
+    halted: asyncio.Event,
+) -> bool:
+    """Return whether jobs in doubt are sent again in this run; drop them where that was said.
+
+    Args:
+        policy: Of `--in-doubt`.
+        ask: Asks whether these are to be sent again; None: there is nobody to ask.
+        halted: An order to stop has come: it needs no answer any more.
+    """
+    if policy == "drop":
+        with runs.transaction(db):
+            runs.drop_doubts(db)
+    if policy == "ask" and ask is not None:
+        doubts = list(queries.doubts(db, manifest_only=True))
+        return bool(doubts) and await _answer(ask(doubts), halted)
+    return policy == "resend"
+
+
+async def _answer(question: Question, halted: asyncio.Event) -> bool:
+    asked, over = asyncio.ensure_future(question), asyncio.ensure_future(halted.wait())
+    try:
+        await asyncio.wait({asked, over}, return_when=asyncio.FIRST_COMPLETED)
+        return asked.done() and asked.result()
+    finally:
+        asked.cancel()
+        over.cancel()
 
 
 async def share_images(store: StateStore, out: Path, clock: Clock, events: Events) -> None:

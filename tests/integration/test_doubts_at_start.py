@@ -5,13 +5,16 @@ import os
 import pty
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from banana_batch.batch import Run
 from banana_batch.errors import Exit
+from banana_batch.store import queries
 from tests.integration.answers_peer import CANARY
-from tests.integration.whole_runs import Arrived, Ended, Gateway, Watcher, ended, gateway, run_batch
+from tests.integration.whole_runs import Arrived, Ended, Gateway, Watcher, ended, gateway, run_batch, stopping
 
 DOUBTED = [f"doubted {number}" for number in range(1, 9)]
 QUESTION = "8 requests got no answer; at most 16 credits ($0.16) may be paid twice. Send again? [y/N/list] "
@@ -97,6 +100,33 @@ async def test_a_doubt_of_this_run_waits_for_the_next(out: Path) -> None:
     assert (max(Counter(peer.posts).values()), left.jobs["in_doubt"]) == (1, 8)
 
 
+class Absent(Watcher):
+    """Somebody who is asked and never answers; `stop` is called meanwhile."""
+
+    stop: Callable[[], None]
+
+    async def ask_doubts(self, doubts: Sequence[queries.Doubt]) -> bool:
+        """See `batch.View`."""
+        self.stop()
+        await asyncio.Event().wait()
+        return True
+
+
+async def test_an_order_to_stop_is_an_answer(out: Path) -> None:
+    """SIGTERM while the question stands: the run ends at once, and the doubts are as they were."""
+    absent = Absent(can_ask=True)
+
+    def watch(run: Run) -> None:
+        absent.stop = lambda: stopping(run)
+
+    mood = Moody()
+    async with gateway(mood) as peer, asyncio.timeout(20):
+        await doubtful(out, peer)
+        mood.dropped.clear()
+        left = await run_batch(out, peer.url, [*DOUBTED, "new"], watcher=absent, watch=watch)
+    assert (left.exit, peer.posts, left.jobs["in_doubt"]) == (Exit.STOPPED, [], 8)
+
+
 class Typist:
     """A person at a terminal: reads what a command shows and types answers."""
 
@@ -156,3 +186,14 @@ async def test_the_question_on_a_terminal(out: Path, typed: str, code: int, sent
     assert "at risk 2 credits ($0.02)" in typist.shown
     left = ended(out, Exit(found), Watcher())
     assert left.jobs == ({"done": 8} if sent else {"in_doubt": 8})
+
+
+async def test_an_empty_url_typed_is_no_answer(out: Path) -> None:
+    """`resolve` at a terminal: enter at "url:" is asked again, and drops nothing."""
+    async with gateway(Moody()) as peer:
+        await doubtful(out, peer, 1)
+    command = [sys.executable, "-m", "banana_batch", "resolve", str(out)]
+    typist = Typist(command, dict(os.environ) | {"COLUMNS": "200"})
+    code = await typist.run(("[r]", "u"), ("url: ", ""), ("[r]", "s"))
+    assert (code, "--image-url: empty" in typist.shown) == (0, True), typist.shown
+    assert ended(out, Exit(code), Watcher()).jobs == {"in_doubt": 1}
