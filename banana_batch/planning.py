@@ -16,9 +16,11 @@ from msgspec import Struct, field
 from .addresses import is_loopback
 from .errors import BatchLocked, ManifestError, Problem, SettingsError, UsageError
 from .finding import find_batch
+from .images.guard import parse_allow_host
 from .manifest.loader import open_manifests, run_settings
 from .models import PlannedJob
-from .settings import DEFAULT_BASE_URL, BadSettings, Settings, environment_settings, resolve
+from .money import credits_text
+from .settings import DEFAULT_BASE_URL, ENV_PREFIX, BadSettings, Settings, environment_settings, resolve
 from .store import database, queries, runs
 from .store.difference import Difference
 from .store.evidence import refuse_the_past, set_log_aside
@@ -36,6 +38,7 @@ SIDE, SANDBOX_PORT, FINGERPRINT, ALLOWED_HOSTS, BASE_URL = (
     "base_url",
 )
 IN_SANDBOX, LIVE = "sandbox", "live"
+_OF_THE_BATCH = frozenset(f"{ENV_PREFIX}{name}" for name in ("SANDBOX", "BASE_URL", "ALLOW_HOST"))
 
 
 class JobSource(Protocol):
@@ -94,6 +97,7 @@ def settle_order(
     Raises:
         UsageError, ManifestError, InputMissing, SettingsError: the user's part has to be mended.
     """
+    resolved(options, {}, {})  # a slip on the command line is told first, whatever else is wrong
     format_ = options.get("format", environment_settings(environ).get("format"))
     job_file = run_settings(sources, cwd, None if format_ is None else str(format_))
     settings = resolved(options, environ, job_file, printable(sources[0]))
@@ -127,7 +131,7 @@ def resolved(
 ) -> Settings:
     """Merge the sources of settings; what can't be used is told by where it came from, a job file as it is `named`."""
     try:
-        return resolve(options, environ, job_file)
+        settings = resolve(options, environ, job_file)
     except BadSettings as failed:
         lines = "\n".join(map(str, failed.bad))
         sources = {bad.source for bad in failed.bad}
@@ -136,6 +140,9 @@ def resolved(
         if "job file" in sources:
             raise ManifestError(f"{named} [run]: {lines}") from None
         raise SettingsError(lines, "mend the environment variable") from None
+    for host in settings.allow_host:
+        parse_allow_host(host)
+    return settings
 
 
 @contextlib.contextmanager
@@ -159,9 +166,11 @@ def _look(order: Order, stack: contextlib.ExitStack, *, still: bool) -> Prepared
     opened = database.nowhere() if fresh else database.open_reader(order.out, still=still)
     db = stack.enter_context(contextlib.closing(opened))
     if not fresh:
-        _check_side(db, order)
+        refuse_the_past(db, order.out)
     prepared = Prepared(db, Difference(), fresh=fresh)
     _stage(order, prepared)
+    if not fresh:
+        _check_side(db, order)
     return prepared
 
 
@@ -217,14 +226,14 @@ def _born(order: Order) -> Prepared:
 def _existing(order: Order) -> Prepared:
     db = database.open_writer(order.out)
     try:
-        _check_side(db, order)
         refuse_the_past(db, order.out)
         prepared = Prepared(db, Difference())
         mark = _mark(order)
-        if mark and runs.recall(db, FINGERPRINT) == mark:
-            prepared.unchanged = True
+        prepared.unchanged = bool(mark) and runs.recall(db, FINGERPRINT) == mark
+        planner = None if prepared.unchanged else _stage(order, prepared)
+        _check_side(db, order)  # a bad manifest is told first
+        if planner is None:
             return prepared
-        planner = _stage(order, prepared)
         planner.apply(reuse=order.settings.dedupe == "reuse")
         _remember_manifest(order, db)
     except BaseException:
@@ -354,7 +363,11 @@ def opened_for_images(
         if not remembered["sandbox"]:
             remembered["base_url"] = runs.recall(db, BASE_URL) or DEFAULT_BASE_URL
             remembered["allow_host"] = (runs.recall(db, ALLOWED_HOSTS) or "").split()
-    settings = resolved(options, environ, remembered)
+        last = queries.last_run(db)
+        if last is not None and last.budget is not None:
+            remembered["budget"] = credits_text(last.budget)
+    # The environment is meant for what will be bought: where this was bought is not its to say.
+    settings = resolved(options, {name: environ[name] for name in environ if name not in _OF_THE_BATCH}, remembered)
 
     @contextlib.contextmanager
     def ready() -> Iterator[Prepared]:

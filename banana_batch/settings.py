@@ -226,11 +226,27 @@ class Settings(BaseModel):
         parts = urlsplit(value)
         if not parts.hostname or parts.scheme not in ("http", "https") or parts.username or parts.password:
             raise ValueError("an https address such as https://api.ttapi.org")
-        if parts.query or parts.fragment:
-            raise ValueError("an address without ? and #")
+        if parts.query or parts.fragment or parts.port == 0:
+            raise ValueError("an address without ? and #, and with a port that there is")
         if parts.scheme == "http" and not is_loopback(parts.hostname):
             raise ValueError("https, as the key and the prompts travel there (http only to this machine itself)")
         return value.rstrip("/")
+
+    @field_validator("proxy")
+    @classmethod
+    def _proxy_is_one(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise ValueError("an http or https address such as http://127.0.0.1:3128")
+        return value
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _out_is_named(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("a folder (a variable that is not set?)")
+        return value
 
     @model_validator(mode="after")
     def _quiet_or_verbose(self) -> "Settings":
@@ -279,7 +295,7 @@ class BadSetting(Struct, frozen=True):
     allowed: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.found} → {self.allowed}"
+        return f"{self.name}: {self.found} → {self.allowed}" if self.found else f"{self.name} → {self.allowed}"
 
 
 class BadSettings(Exception):
@@ -309,6 +325,10 @@ def wants_json(options: Mapping[str, object], environ: Mapping[str, str]) -> boo
         return False
 
 
+# Who says one has not said the other: a source below may still say it, and does not count.
+_OPPOSITE = {"quiet": "verbose", "verbose": "quiet"}
+
+
 def resolve(options: Mapping[str, object], environ: Mapping[str, str], job_file: Mapping[str, object]) -> Settings:
     """Merge the three sources by precedence.
 
@@ -323,8 +343,9 @@ def resolve(options: Mapping[str, object], environ: Mapping[str, str], job_file:
     merged: dict[str, object] = {}
     origin: dict[str, str] = {}
     for source, values in sources:
+        said = set(merged)
         for name, value in values.items():
-            if name not in merged:
+            if name not in merged and _OPPOSITE.get(name) not in said:
                 merged[name], origin[name] = value, source
     try:
         return Settings.model_validate(merged)
@@ -344,6 +365,8 @@ def _bad(error: Any, origin: Mapping[str, str]) -> BadSetting:
     source = origin.get(name, "option")
     allowed = "no such setting" if error["type"] == "extra_forbidden" else _allowed(error)
     found = repr(error["input"]) if error["loc"] else "with --verbose"
+    if error["type"] == "extra_forbidden":
+        found = ""  # whatever it is: a key under a name of the user's own has no place on a screen
     return BadSetting(source, _WRITTEN[source](name), found[:120], allowed)
 
 

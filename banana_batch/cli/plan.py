@@ -13,6 +13,7 @@ from banana_batch.planning import Order, Prepared
 from banana_batch.report import tables
 from banana_batch.report.account import run_summary
 from banana_batch.store import queries
+from banana_batch.store.lock import holder
 from banana_batch.text import bytes_text, duration_text, plural, printable, shell_line, with_option
 
 # Round figures for a batch without history: what such calls take, and what such images weigh (vendor facts).
@@ -79,6 +80,7 @@ def plan_json(order: Order, prepared: Prepared) -> dict[str, object]:
         budget_micro=order.settings.budget,
         elapsed_s=0.0,
         out=order.out,
+        running=holder(order.out) is not None,
     )
     summary["plan"] = {
         "rows": difference.rows,
