@@ -36,7 +36,8 @@ def schedule(
     if match is None:
         raise UsageError(f"--at {at!r} → a time of day such as 22:00")
     with open(os.devnull, "rb") as nothing:
-        order = settle_order([str(jobfile)], {}, os.environ, Path.cwd(), nothing)
+        # The scheduler starts it with an environment of its own.
+        order = settle_order([str(jobfile)], {}, {}, Path.cwd(), nothing)
     path = jobfile.absolute()
     for place in (path, order.out):
         # A line end in a name would be a line of the unit, and with it a command of its own.
@@ -57,6 +58,12 @@ def _command() -> list[str]:
     return [found] if found else [sys.executable, "-m", "banana_batch"]
 
 
+def _run(path: Path, order: Order) -> list[str]:
+    # A folder that the job file names is meant from here; where the scheduler starts it, it would be another.
+    out = [] if order.settings.out is None else ["-o", str(order.out)]
+    return [*_command(), "run", str(path), *out]
+
+
 def _units(path: Path, order: Order, at: str) -> str:
     name = f"banana-batch-{slug(path.stem) or 'night'}"
     needs_key = not order.settings.sandbox and order.settings.key_file is None
@@ -69,7 +76,7 @@ def _units(path: Path, order: Order, at: str) -> str:
         "",
         "[Service]",
         "Type=oneshot",
-        "ExecStart=" + " ".join(map(_unit_word, [*_command(), "run", str(path), "--json"])),
+        "ExecStart=" + " ".join(map(_unit_word, [*_run(path, order), "--json"])),
         f"WorkingDirectory={_unit_text(str(path.parent))}",
         *([f"LoadCredential=ttapi_key:{_KEY_PATH}"] if needs_key else []),
         *([f"User={_unit_text(getpass.getuser())}"] if os.geteuid() else []),
@@ -80,7 +87,7 @@ def _units(path: Path, order: Order, at: str) -> str:
         "UMask=0077",
         "NoNewPrivileges=yes",
         "ProtectSystem=strict",
-        f"ReadWritePaths={_unit_word(str(_standing(order.out.parent)))}",
+        f"ReadWritePaths={' '.join(_written(order))}",
         "LimitCORE=0",
     ]
     timer = [
@@ -104,8 +111,15 @@ def _units(path: Path, order: Order, at: str) -> str:
     return "\n".join([*service, "", *timer, "", *install])
 
 
+def _written(order: Order) -> list[str]:
+    """Return the folders that a run writes to."""
+    log = order.settings.log_file
+    folders = [order.out.parent, *([] if log is None else [(Path.cwd() / log).parent])]
+    return list(dict.fromkeys(_unit_word(str(_standing(folder))) for folder in folders))
+
+
 def _cron_line(path: Path, order: Order, hour: int, minute: int) -> str:
-    command = shlex.join([*_command(), "run", str(path), "-q"]).replace("%", r"\%")
+    command = shlex.join([*_run(path, order), "-q"]).replace("%", r"\%")
     lines = [
         "# Install with crontab -e. Silent on success, so cron mails only on trouble. No outer lock is needed.",
         f"{minute} {hour} * * * {command}",

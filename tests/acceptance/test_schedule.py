@@ -80,6 +80,31 @@ def test_the_cron_line_is_quiet_and_absolute(tmp_path: Path) -> None:
     assert line.endswith(f"run '{str(folder)!s}/over night.toml' -q".replace("%", r"\%"))
 
 
+def test_what_the_job_file_names_is_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder and a log given relative to where it was tried: the same at night, and both may be written to."""
+    (tmp_path / "nights").mkdir()
+    night = _night(tmp_path / "nights", NIGHT.replace("[run]", '[run]\nout = "images"\nlog_file = "logs/night.log"'))
+    (tmp_path / "here" / "logs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    (cron,) = [
+        line for line in here("schedule", night, "--at", "22:00", "--for", "cron").out.splitlines() if line[0] != "#"
+    ]
+    assert cron.endswith(f"night.toml' -o {tmp_path}/here/images -q")
+    service = _units(here("schedule", night, "--at", "22:00", "--for", "systemd").out)[
+        "banana-batch-over-night.service"
+    ]
+    assert f'night.toml" -o {tmp_path}/here/images --json\n' in service
+    assert f"ReadWritePaths={tmp_path}/here {tmp_path}/here/logs\n" in service
+
+
+def test_the_shell_of_today_is_not_the_night_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rehearsal ordered by a variable of this shell changes nothing of what the scheduler will start."""
+    meant = here("schedule", _night(tmp_path), "--at", "22:00", "--for", "systemd").out
+    monkeypatch.setenv("BANANA_SANDBOX", "1")
+    monkeypatch.setenv("BANANA_OUT", "elsewhere")
+    assert here("schedule", _night(tmp_path), "--at", "22:00", "--for", "systemd").out == meant
+
+
 @pytest.mark.parametrize("at", ["24:00", "22", "noon", "22:60"])
 def test_no_time_of_day_is_told(tmp_path: Path, at: str) -> None:
     """The message names what was found and what is allowed."""
