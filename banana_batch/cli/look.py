@@ -121,8 +121,9 @@ def ledger(
     """
     sums: dict[str, LedgerLine] = {}
     totals = Totals()
-    for name in batches:
-        out = find_batch(name, Path.cwd())
+    folders = list(dict.fromkeys(find_batch(name, Path.cwd()).resolve() for name in batches))
+    told_apart = len({out.name for out in folders}) == len(folders)
+    for out in folders:
         with contextlib.closing(database.open_reader(out)) as db:
             found = queries.totals(db)
             totals = Totals(
@@ -132,7 +133,9 @@ def ledger(
                 totals.wasted + found.wasted,
             )
             for row in queries.ledger(db, by):
-                key = f"{out.name} {row.key}" if by == "run" and len(batches) > 1 else row.key
+                key = row.key
+                if by == "run" and len(folders) > 1:
+                    key = f"{out.name if told_apart else out} {row.key}"
                 known = sums.get(key, LedgerLine(key, 0, 0, 0, 0))
                 sums[key] = LedgerLine(
                     key,

@@ -65,8 +65,8 @@ def resolve_doubts(
 def _word(
     *, resend: bool, not_charged: bool, charged: str | None, drop: bool, image_url: str | None
 ) -> resolve.Word | None:
-    if image_url is not None and not image_url.strip():
-        raise UsageError("--image-url: empty → the url of the image; a variable that is not set?")
+    if image_url is not None:
+        image_url = _url(image_url)
     said = [
         name
         for name, is_said in (
@@ -87,6 +87,12 @@ def _word(
         charged_micro=None if charged is None else _amount(charged),
         image_url=image_url,
     )
+
+
+def _url(text: str) -> str:
+    if not text.strip():
+        raise UsageError("--image-url: empty → the url of the image; a variable that is not set?")
+    return text
 
 
 def _amount(text: str) -> int:
@@ -120,7 +126,7 @@ _ANSWERS: dict[str, Callable[[], resolve.Word]] = {
     "n": lambda: resolve.Word(not_charged=True),
     "c": lambda: resolve.Word(charged_micro=_amount(_typed("  credits: "))),
     "d": resolve.Word,
-    "u": lambda: resolve.Word(image_url=_typed("  url: ")),
+    "u": lambda: resolve.Word(image_url=_url(_typed("  url: "))),
 }
 
 
@@ -157,16 +163,22 @@ def redo(
             raise UsageError("which jobs? Name them, or say --failed or --lost")
         found = resolve.find_jobs(db, jobs or [])
         found += resolve.jobs_in(db, JobState.FAILED) if failed else []
-        found += resolve.jobs_in(db, JobState.LOST) if lost else []
+        found += resolve.lost_jobs(db) if lost else []
         with runs.transaction(db):
-            ids = [resolve.redo(db, job) for job in found]
+            ids = [resolve.redo(db, job) for job in dict.fromkeys(found)]
         for name in ids[:10]:
-            outcome.say(f"{printable(name, 80)} will be bought by the next run")
+            outcome.say(f"{printable(name, 80)} {_when_bought(db, name)}")
         if len(ids) > 10:
             outcome.say(f"and {plural(len(ids) - 10, 'more job', 'more jobs')}")
         if not ids:
             outcome.say("there is nothing to redo")
     return Exit.DONE
+
+
+def _when_bought(db: sqlite3.Connection, name: str) -> str:
+    if db.execute("SELECT position FROM jobs WHERE id = ?", (name,)).fetchone()[0] is None:
+        return "is not in the manifest: it will be bought once its row is there again"
+    return "will be bought by the next run"
 
 
 @contextlib.contextmanager

@@ -43,15 +43,19 @@ class Found(Struct, frozen=True):
 
 
 def find_jobs(db: sqlite3.Connection, names: Sequence[str]) -> list[Found]:
-    """Return the jobs that the user named, by id or by index.
+    """Return the jobs that the user named, by id or by index; one that is named twice, once.
 
     Raises:
         UsageError: there is no such job; the first few names that match nothing.
     """
     found, unknown = [], []
+    # Where a manifest numbers its jobs itself, a number is an id, and one that is none is a slip.
+    numbered = db.execute(
+        "SELECT EXISTS (SELECT 1 FROM jobs WHERE length(id) < 16 AND id NOT GLOB '*[^0-9]*')"
+    ).fetchone()[0]
     for name in names:
         row = db.execute("SELECT job, id, state FROM jobs WHERE id = ?", (name,)).fetchone()
-        if row is None and name.isascii() and name.isdigit() and len(name) < 16:
+        if row is None and not numbered and name.isascii() and name.isdigit() and len(name) < 16:
             row = db.execute("SELECT job, id, state FROM jobs WHERE job = ?", (int(name),)).fetchone()
         if row is None:
             unknown.append(printable(name, 80))
@@ -59,7 +63,7 @@ def find_jobs(db: sqlite3.Connection, names: Sequence[str]) -> list[Found]:
             found.append(Found(row["job"], row["id"], JobState(row["state"])))
     if unknown:
         raise UsageError(f"no such job: {', '.join(unknown[:10])}", "banana-batch status BATCH --jobs lists them")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def jobs_in(db: sqlite3.Connection, state: JobState) -> list[Found]:
@@ -68,6 +72,12 @@ def jobs_in(db: sqlite3.Connection, state: JobState) -> list[Found]:
         "SELECT job, id, state FROM jobs WHERE state = ? ORDER BY position IS NULL, position, job", (state,)
     )
     return [Found(row["job"], row["id"], state) for row in rows.fetchall()]
+
+
+def lost_jobs(db: sqlite3.Connection) -> list[Found]:
+    """Return the lost jobs of which no other copy was ordered yet, in the manifest's order."""
+    copied = {row[0] for row in db.execute("SELECT origin FROM jobs WHERE origin IS NOT NULL")}
+    return [job for job in jobs_in(db, JobState.LOST) if job.index not in copied]
 
 
 def settle(db: sqlite3.Connection, job: Found, word: Word) -> None:

@@ -1,6 +1,9 @@
 """The user's word: resolve, redo and verify, on a real batch."""
 
+import contextlib
 import json
+import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,62 @@ def test_a_done_job_is_redone_as_a_copy(tmp_path: Path) -> None:
         ("b", "done", "images/00002-b.png"),
     ]
     assert (out / "images" / "00001-a.png").read_bytes() == old
+
+
+def test_who_is_named_twice_is_redone_once(tmp_path: Path) -> None:
+    """By name and by `--failed`, or two times over: one job is bought once."""
+    out = _batch(tmp_path, refusal(400, "banned word"))
+    assert here("redo", out, "a", "1", "b", "--failed", "a").code == 0
+    assert _figures(out)[0] == {"done": 1, "pending": 2}
+
+
+def test_a_lost_job_gets_one_copy(tmp_path: Path) -> None:
+    """`redo --lost`, said every night, orders no second copy while the first is on its way, nor once it is there."""
+    out = _batch(tmp_path, Fault(FaultKind.IMAGE_404))
+    for _ in range(2):
+        with contextlib.closing(sqlite3.connect(out / "state.sqlite3")) as db, db:
+            db.execute("UPDATE jobs SET state = 'lost' WHERE id = 'b' AND state = 'paid'")
+        assert here("redo", out, "--lost").code == 0
+        assert _figures(out)[0] == {"done": 1, "lost": 1, "pending": 1}
+    _again(tmp_path)
+    assert here("redo", out, "--lost").code == 0
+    assert _figures(out)[0] == {"done": 2, "lost": 1}
+
+
+def test_a_number_is_an_id_where_the_manifest_numbers_its_rows(tmp_path: Path) -> None:
+    """Row 2 has the id 1: `redo 2` means nobody, and certainly not that row."""
+    (tmp_path / "prompts.csv").write_text("prompt,id,model\na,0,Nano Banana\nb,1,Nano Banana\n")
+    with serving() as peer:
+        assert peer.run(tmp_path / "prompts.csv", "-o", "out", cwd=tmp_path).code == 0
+    out = tmp_path / "out"
+    refused = here("redo", out, "2")
+    assert (refused.code, "no such job: 2" in refused.err) == (64, True)
+    assert here("redo", out, "1").code == 0
+    with contextlib.closing(sqlite3.connect(out / "state.sqlite3")) as db:
+        assert db.execute("SELECT id FROM jobs WHERE state = 'pending'").fetchall() == [("1~2",)]
+
+
+def test_what_left_the_manifest_is_not_promised(tmp_path: Path) -> None:
+    """A redone job without a row is bought once the row is back: the message says so."""
+    out = _batch(tmp_path, refusal(400, "banned word"))
+    (tmp_path / "prompts.csv").write_text(PROMPTS.replace("b,b,Nano Banana\n", ""))
+    _again(tmp_path)
+    told = here("redo", out, "b")
+    assert (told.code, "b is not in the manifest: it will be bought once its row is there again" in told.out) == (
+        0,
+        True,
+    )
+
+
+def test_the_same_batch_is_counted_once(tmp_path: Path) -> None:
+    """`ledger` with a batch named twice, by whichever path; two of one name are told apart."""
+    out = _batch(tmp_path, refusal(400, "banned word"))
+    once = here("ledger", out, "--json").object
+    assert here("ledger", out, tmp_path / "out" / ".." / "out", "--json").object == once
+    other = tmp_path / "other" / "out"
+    shutil.copytree(out, other)
+    both = here("ledger", out, other, "--by", "run", "--json").object
+    assert len({row["key"] for row in both["rows"]}) == 2 * len(once["rows"])
 
 
 def test_a_job_in_doubt_is_not_redone(tmp_path: Path) -> None:
