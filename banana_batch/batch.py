@@ -35,12 +35,12 @@ from .report.tally import Tally
 from .secret import Secret
 from .settings import TIMEOUT_4K_S, TIMEOUT_S
 from .store import queries, runs
+from .store.evidence import LOG_NAME
 from .store.room import Room
 from .store.state import StateStore
 from .text import duration_text
 from .work import Machinery, View, Work
 
-LOG_NAME = "run.log"
 SANDBOX_FOLDER = "sandbox"
 SANDBOX_KEY = "sandbox"
 ASK_ABOVE_MICRO = 1000 * money.MICRO
@@ -316,6 +316,7 @@ class Run:
             jobs={state.value: count for state, count in states.items()},
             todo=todo + states[JobState.PAID],
             budget_micro=self._settings.budget,
+            buys=self._work.sends,
         )
         return todo
 

@@ -6,6 +6,18 @@ from .errors import InputMissing, UsageError
 from .store import database
 
 
+def working_folder() -> Path:
+    """Return the folder that relative names are meant in.
+
+    Raises:
+        InputMissing: it was deleted since the shell went there.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise InputMissing("the folder that you are in was deleted", "cd to one that is there") from None
+
+
 def find_batch(name: str, cwd: Path) -> Path:
     """Return the output folder that `BATCH` means: the folder itself, or a manifest's default one. Never guessed.
 

@@ -111,7 +111,14 @@ def settle_order(
             "which output folder? With several manifests, or standard input, there is no default",
             "name one: -o DIR",
         )
+    _keep_log_apart(settings.log_file, cwd, [*sources, str(database.state_path(out))])
     return Order(settings, cwd / out, manifests)
+
+
+def _keep_log_apart(log: Path | None, cwd: Path, files: Sequence[str]) -> None:
+    """Lines appended to a manifest, or to the state file, would be its end."""
+    if log is not None and (cwd / log).resolve() in {(cwd / file).resolve() for file in files}:
+        raise UsageError(f"--log-file: {printable(str(log))} is in use → a file of its own, such as night.log")
 
 
 def _ask_expansion(count: int, settings: Settings, confirm: Callable[[str], bool]) -> None:

@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from banana_batch.batch import LOG_NAME
 from banana_batch.errors import BananaError, Exit
 from banana_batch.report.log import RunLog
 from banana_batch.settings import Settings
+from banana_batch.store.evidence import LOG_NAME
 
 from . import outcome
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TextIO
 import typer
 
 from banana_batch.errors import DiskError, Exit, OutputError
-from banana_batch.finding import find_batch
+from banana_batch.finding import find_batch, working_folder
 from banana_batch.lifecycle import JobState
 from banana_batch.models import Totals
 from banana_batch.report.account import LedgerLine, ledger_summary, run_summary
@@ -40,7 +40,7 @@ def status(
 
     Example: banana-batch status outputs/prompts
     """
-    out = find_batch(batch, Path.cwd())
+    out = find_batch(batch, working_folder())
     while True:
         with contextlib.closing(database.open_reader(out)) as db:
             if json:
@@ -121,7 +121,7 @@ def ledger(
     """
     sums: dict[str, LedgerLine] = {}
     totals = Totals()
-    folders = list(dict.fromkeys(find_batch(name, Path.cwd()).resolve() for name in batches))
+    folders = list(dict.fromkeys(find_batch(name, working_folder()).resolve() for name in batches))
     told_apart = len({out.name for out in folders}) == len(folders)
     for out in folders:
         with contextlib.closing(database.open_reader(out)) as db:
@@ -167,7 +167,7 @@ def export(
     """
     from banana_batch.report.results import json_line, result_dict, write_csv, write_results
 
-    out = find_batch(batch, Path.cwd())
+    out = find_batch(batch, working_folder())
     with contextlib.closing(database.open_reader(out)) as db:
         write_results(out, map(result_dict, queries.results(db)))
         with _target(to) as stream:

@@ -15,6 +15,7 @@ import typer
 from banana_batch import accounting
 from banana_batch.batch import Run, Work
 from banana_batch.errors import BananaError, Exit
+from banana_batch.finding import working_folder
 from banana_batch.planning import Order, looked_at, made_ready, opened_for_images, settle_order
 from banana_batch.report.account import Account
 from banana_batch.report.stream import Stream
@@ -69,7 +70,7 @@ def plan(manifests: Manifests, options: dict[str, Any]) -> int:
 
 
 def _settled(manifests: Sequence[str], options: Mapping[str, Any], told: "Told") -> Order:
-    order = settle_order(manifests, options, os.environ, Path.cwd(), _stdin(), confirmed)
+    order = settle_order(manifests, options, os.environ, working_folder(), _stdin(), confirmed)
     told.out, told.json, told.budget = order.out, order.settings.json_output, order.settings.budget
     return order
 
@@ -196,7 +197,7 @@ def download(
     given: dict[str, Any] = {"json": json, "quiet": quiet, "download_wait": download_wait}
     options = {name: value for name, value in given.items() if value}
     with json_whatever_happens(options) as told:
-        out, settings, ready = opened_for_images(batch, options, os.environ, Path.cwd())
+        out, settings, ready = opened_for_images(batch, options, os.environ, working_folder())
         told.out = out
         return finish(Work(out, settings, ready, os.environ, sends=False), told)
     return told.code

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from banana_batch.errors import Exit, UsageError
+from banana_batch.finding import working_folder
 from banana_batch.planning import Order, settle_order
 from banana_batch.text import printable, slug
 
@@ -37,7 +38,7 @@ def schedule(
         raise UsageError(f"--at {at!r} → a time of day such as 22:00")
     with open(os.devnull, "rb") as nothing:
         # The scheduler starts it with an environment of its own.
-        order = settle_order([str(jobfile)], {}, {}, Path.cwd(), nothing)
+        order = settle_order([str(jobfile)], {}, {}, working_folder(), nothing)
     path = jobfile.absolute()
     for place in (path, order.out):
         # A line end in a name would be a line of the unit, and with it a command of its own.
@@ -114,7 +115,7 @@ def _units(path: Path, order: Order, at: str) -> str:
 def _written(order: Order) -> list[str]:
     """Return the folders that a run writes to."""
     log = order.settings.log_file
-    folders = [order.out.parent, *([] if log is None else [(Path.cwd() / log).parent])]
+    folders = [order.out.parent, *([] if log is None else [(working_folder() / log).parent])]
     return list(dict.fromkeys(_unit_word(str(_standing(folder))) for folder in folders))
 
 

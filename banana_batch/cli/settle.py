@@ -4,14 +4,13 @@ import contextlib
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from banana_batch import money
 from banana_batch.errors import Exit, UsageError
-from banana_batch.finding import find_batch
+from banana_batch.finding import find_batch, working_folder
 from banana_batch.lifecycle import JobState
 from banana_batch.store import database, queries, resolve, runs
 from banana_batch.store.lock import batch_lock
@@ -183,7 +182,7 @@ def _when_bought(db: sqlite3.Connection, name: str) -> str:
 
 @contextlib.contextmanager
 def _opened(batch: str) -> Iterator[sqlite3.Connection]:
-    out = find_batch(batch, Path.cwd())
+    out = find_batch(batch, working_folder())
     with batch_lock(out), contextlib.closing(database.open_writer(out)) as db:
         # A run that was killed left its calls as `sending`: they are what the user came for.
         with runs.transaction(db):

@@ -11,6 +11,7 @@ from msgspec import Struct, field
 
 from banana_batch.batch import Work
 from banana_batch.errors import Exit
+from banana_batch.finding import working_folder
 from banana_batch.images.recovery import rehash, set_changed_aside
 from banana_batch.lifecycle import JobState
 from banana_batch.planning import Prepared, opened_for_images
@@ -43,7 +44,7 @@ def verify(
     Example: banana-batch verify outputs/prompts --repair
     """
     with json_whatever_happens({"json": json}) as told:
-        out, settings, ready = opened_for_images(batch, {"json": json}, os.environ, Path.cwd())
+        out, settings, ready = opened_for_images(batch, {"json": json}, os.environ, working_folder())
         told.out = out
         with ready() as prepared, contextlib.closing(prepared.db) as db:
             with runs.transaction(db):

@@ -23,7 +23,8 @@ def started(facts: Facts) -> str:
         plural(facts["todo"], "image") if facts["todo"] == total else f"{facts['todo']:,} of {plural(total, 'image')}"
     )
     cap = f"; budget {priced_text(budget)}" if budget is not None else ""
-    return f"Making {what} in {printable(str(facts['out']))}{cap}"
+    doing = "Making" if facts.get("buys", True) else "Fetching"
+    return f"{doing} {what} in {printable(str(facts['out']))}{cap}"
 
 
 def estimated(facts: Facts) -> str:

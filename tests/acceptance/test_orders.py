@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,8 @@ ORDERS: dict[str, tuple[int, list[str], str]] = {
     "a proxy that is none": (64, ["run", "two.csv", "--proxy", "socks5://127.0.0.1:1080"], "--proxy"),
     "a port that there is not": (64, ["run", "two.csv", "--base-url", "http://127.0.0.1:99999"], "--base-url"),
     "a host that is none": (64, ["run", "two.csv", "--allow-host", "https://cdn.example/x"], "--allow-host"),
+    "a log over the manifest": (64, ["run", "two.csv", "--sandbox", "--log-file", "./two.csv"], "--log-file"),
+    "a log over the ledger": (64, ["run", "two.csv", "-o", "out", "--log-file", "out/state.sqlite3"], "--log-file"),
     "an option before a manifest that is missing": (64, ["run", "nowhere.csv", "--rpm", "0"], "--rpm"),
     "an option before a bad manifest": (64, ["run", "bad.csv", "--sandbox", "--in-doubt", "maybe"], "--in-doubt"),
     "a bad manifest before the batch's side": (65, ["run", "bad.csv", "-o", "out"], "bad.csv"),
@@ -104,3 +108,17 @@ def test_a_plan_tells_of_a_run_that_is_live(folder: Path) -> None:
         until(lambda: peer.calls)
         planned = command("plan", "two.csv", "--json", "--base-url", peer.base_url, cwd=folder)
         assert (planned.code, planned.object["running"]) == (0, True), planned.err
+
+
+def test_a_folder_that_is_gone_is_told(folder: Path) -> None:
+    """A shell that stands in a folder that was deleted: 66, and no traceback."""
+    gone = folder / "gone"
+    gone.mkdir()
+    for arguments in ("run two.csv --sandbox", "status out", "ledger out", "redo out --failed", "verify out"):
+        line = f'rmdir "{gone}"; exec {sys.executable} -m banana_batch {arguments}; '
+        gone.mkdir(exist_ok=True)
+        ended = subprocess.run(
+            ["/bin/sh", "-c", line], cwd=gone, env=environment(folder), capture_output=True, text=True, check=False,
+            timeout=60,
+        )  # fmt: skip
+        assert (ended.returncode, "was deleted" in ended.stderr) == (66, True), ended.stderr

@@ -313,6 +313,8 @@ DRAIN = {"reason": "SIGINT", "on_wire": 8, "at_stake_micro": 16_000_000, "typica
         ("fetch_failed", {"index": 1, "id": "a", "error": "gone", "message": "", "lost": True}, "lost: paid"),
         ("run_started", {"out": "o", "jobs": {"done": 1, "pending": 1}, "todo": 1, "budget_micro": 10**6},
          "Making 1 of 2 images in o; budget 1 credit ($0.01)"),
+        ("run_started", {"out": "o", "jobs": {"done": 1, "paid": 1}, "todo": 1, "budget_micro": None, "buys": False},
+         "Fetching 1 of 2 images in o"),
     ],
 )  # fmt: skip
 def test_what_matters_is_said_in_a_sentence(pipe: Screen, event: str, facts: dict[str, Any], said: str) -> None:
