@@ -40,8 +40,8 @@ async def recover(db: sqlite3.Connection, out: Path, clock: Clock, events: Event
         events.emit("note", message=f"an earlier run died with {plural(doubts, 'request')} on the wire: now in doubt")
     remove_parts(out)
     adopted = 0
-    for image in list(paid_images(db)):
-        found = adopt(out, image)
+    for image, known_sha256 in list(paid_images(db)):
+        found = adopt(out, image, known_sha256)
         if found is not None:
             with runs.transaction(db):
                 record_image(db, image.index, found, clock.wall_us())

@@ -64,11 +64,12 @@ def verify(
         @contextlib.contextmanager
         def repaired() -> Iterator[Prepared]:
             with ready() as again:
+                # First: what lies under the name of a job that is only paid would be taken for its image.
+                for _, path in found.changed:
+                    set_changed_aside(out, path)
                 with runs.transaction(again.db):
                     for index, _ in found.bad:
                         resolve.fetch_again(again.db, index)
-                for _, path in found.changed:
-                    set_changed_aside(out, path)
                 yield again
 
         work = Work(

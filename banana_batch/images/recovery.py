@@ -40,12 +40,16 @@ def remove_parts(out: Path) -> int:
     return len(stale)
 
 
-def adopt(out: Path, image: PaidImage) -> StoredImage | None:
+def adopt(out: Path, image: PaidImage, known_sha256: str | None = None) -> StoredImage | None:
     """Take over an image that lies under its final name although its job is only `paid`.
 
     A run that was killed between the last sync and its commit leaves such a file. It was given its name only after
     it was whole and synced, so a whole image under the job's own name is its image; what is not whole is somebody
     else's and goes to `conflicts/`.
+
+    Args:
+        known_sha256: Of the job's image when it was done, hexadecimal: where a repair was cut off, only that is its
+            image.
 
     Raises:
         OutputError: the output folder can't be used safely, or the image's stem is no file name.
@@ -58,7 +62,7 @@ def adopt(out: Path, image: PaidImage) -> StoredImage | None:
         if folder is None:
             return None
         try:
-            return _adopt_from(folders, folder, place, stem, image)
+            return _adopt_from(folders, folder, place, stem, image, known_sha256)
         finally:
             os.close(folder)
     except OSError as failure:
@@ -68,7 +72,7 @@ def adopt(out: Path, image: PaidImage) -> StoredImage | None:
 
 
 def _adopt_from(
-    folders: Folders, folder: int, place: tuple[str, ...], stem: str, image: PaidImage
+    folders: Folders, folder: int, place: tuple[str, ...], stem: str, image: PaidImage, known_sha256: str | None
 ) -> StoredImage | None:
     adopted: StoredImage | None = None
     for content_type in names.EXTENSIONS:
@@ -76,7 +80,7 @@ def _adopt_from(
         if not _exists(folder, file):
             continue
         found = _stored(folder, file) if adopted is None else None
-        if found is None or found[0].content_type != content_type:
+        if found is None or found[0].content_type != content_type or known_sha256 not in (None, found[1]):
             conflicts = folders.below((names.CONFLICTS,))
             set_aside(folder, file, conflicts, file)
             os.fsync(conflicts)

@@ -13,9 +13,9 @@ FROM jobs JOIN kinds USING (kind)
 """
 _PAID = """
 SELECT jobs.job, id, kinds.model, kinds.image_size, request, unsent, stem, image_url, tries_, damaged_sha256, failed_us,
-  ifnull(position, 0) AS place
+  sha256, ifnull(position, 0) AS place
 FROM jobs JOIN kinds USING (kind)
-JOIN (SELECT job, image_url, tries AS tries_, damaged_sha256, failed_us FROM images) USING (job)
+JOIN (SELECT job, image_url, tries AS tries_, damaged_sha256, failed_us, sha256 FROM images) USING (job)
 """
 
 # The manifest's order, and the index where two are at one place.
@@ -93,10 +93,10 @@ def paid_image(row: sqlite3.Row) -> PaidImage:
     )
 
 
-def paid_images(db: sqlite3.Connection) -> Iterator[PaidImage]:
-    """Yield each image that is paid for and not on disk."""
+def paid_images(db: sqlite3.Connection) -> Iterator[tuple[PaidImage, str | None]]:
+    """Yield each image that is paid for and not on disk, with its sum (hexadecimal) if it was there once."""
     for row in db.execute(f"{_PAID} WHERE state = 'paid'").fetchall():
-        yield paid_image(row)
+        yield paid_image(row), row["sha256"].hex() if row["sha256"] else None
 
 
 def _expected_pixels(kind: Kind, request: str, unsent: str | None) -> tuple[int, int] | None:

@@ -198,6 +198,23 @@ def test_verify_finds_and_repairs_without_paying(tmp_path: Path) -> None:
     assert charges.read_bytes() == paid
 
 
+def test_a_repair_that_is_cut_off_makes_no_other_image_the_paid_one(tmp_path: Path) -> None:
+    """What lies under an image's name, whole, is not it: also where `conflicts/` can't take it, or the repair is killed."""
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    out = tmp_path / "out"
+    assert here("run", tmp_path / "prompts.txt", "--sandbox", "-o", out, "-q").code == 0
+    ours = (out / "images" / "00002-b.png").read_bytes()
+    shutil.copy(out / "images" / "00001-a.png", out / "images" / "00002-b.png")
+    (out / "conflicts").write_text("in the way")
+    assert here("verify", out, "--repair").code in (73, 74)
+    for _ in range(2):
+        here("run", tmp_path / "prompts.txt", "--sandbox", "-o", out, "-q")
+        assert here("verify", out, "--json").object["changed"] == ["images/00002-b.png"]
+    (out / "conflicts").unlink()
+    assert here("verify", out, "--repair").code == 0
+    assert (out / "images" / "00002-b.png").read_bytes() == ours
+
+
 def test_rows_that_ask_for_the_same_may_share_one_image(tmp_path: Path) -> None:
     """`--dedupe reuse` pays once and links the image for each; `error` refuses; `allow` pays for each."""
     manifest = tmp_path / "prompts.txt"

@@ -298,8 +298,8 @@ def recover(trace: Trace, disk: Disk, world: Path, body: bytes) -> str | None:
             db.row_factory = sqlite3.Row
             db.execute("BEGIN")
             db.execute("UPDATE jobs SET state = 'paid' WHERE state = 'done'")
-            for image in list(paid_images(db)):
-                adopt(out, image)
+            for image, known_sha256 in list(paid_images(db)):
+                adopt(out, image, known_sha256)
             db.execute("ROLLBACK")
         for file in (out / "images").iterdir():
             if not isinstance(examine(file.read_bytes()), Whole):

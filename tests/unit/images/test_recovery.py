@@ -65,6 +65,29 @@ def test_what_is_no_whole_image_of_its_name_is_moved_aside(out: Path, body: byte
     assert not (out / "images/00001-cat.png").exists()
 
 
+def test_of_an_image_that_was_done_only_the_same_is_adopted(out: Path) -> None:
+    """A repair was cut off: another whole image under the name is not what was paid for."""
+    (out / "images/00001-cat.png").write_bytes(PNG)
+    assert adopt(out, IMAGE, hashlib.sha256(JPEG).hexdigest()) is None
+    assert (out / "conflicts/00001-cat.png").read_bytes() == PNG
+    (out / "images/00001-cat.png").write_bytes(PNG)
+    assert adopt(out, IMAGE, hashlib.sha256(PNG).hexdigest()) is not None
+
+
+def test_images_may_lie_on_a_disk_of_their_own(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not ours is moved to `conflicts/`, whole, though no link reaches there."""
+
+    def elsewhere(*_names: object, **_folders: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", elsewhere)
+    for name in ("00001-cat.png", "00001-cat~2.png"):
+        (out / "images/00001-cat.png").write_bytes(b"not ours")
+        assert adopt(out, IMAGE) is None
+        assert (out / "conflicts" / name).read_bytes() == b"not ours"
+        assert not (out / "images/00001-cat.png").exists()
+
+
 def test_a_symlink_under_the_final_name_is_moved_aside_unread(out: Path) -> None:
     """It may point at anything, also at a whole image of somebody else's."""
     (out / "target.png").write_bytes(PNG)

@@ -51,7 +51,7 @@ async def test_what_is_bought_is_handed_on_as_the_state_has_it(db: sqlite3.Conne
         store = StateStore(db, thread, SystemClock(), begin_run(db, 0, None), tmp_path)
         (job,) = await store.next_pending(10)
         bought = await store.settle(await store.begin(job, Reserve(50_000_000, ceiling=True)), job, PAID)
-    assert [bought] == list(paid_images(db))
+    assert [(bought, None)] == list(paid_images(db))
     assert bought is not None
     assert bought.stem == "00001-x"
     assert bought.expected_pixels == pixels(PRO.model, "16:9", PRO.image_size) != pixels(PRO.model, None, "1K")

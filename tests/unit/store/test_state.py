@@ -229,7 +229,7 @@ async def test_a_lost_image_is_wasted_credit(db: Flaky, store: StateStore) -> No
     failure = FetchFailed("image_gone", "404", 0, Backoff(0, 0), gone=True)
     await store.unfetched(job.index, failure, lost=False)
     assert store.totals.wasted == 0
-    assert [image.failed_earlier for image in paid_images(db)] == [True]
+    assert [image.failed_earlier for image, _ in paid_images(db)] == [True]
     await store.unfetched(job.index, failure, lost=True)
     assert (store.totals.spent, store.totals.wasted) == (13 * CREDIT, 13 * CREDIT)
     with pytest.raises(sqlite3.IntegrityError, match="is not paid"):
