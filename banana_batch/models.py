@@ -20,6 +20,8 @@ from .lifecycle import Event, JobState, Settlement
 INDEX_MARK = "\x01"
 # Images up to here stay in memory until a group of them is written; larger ones stream to the disk.
 SMALL_BYTES = 256 * 1024
+# Of the disk, bytes that no image is written into: for the ledger, the results and the log of the run.
+KEPT_FREE_BYTES = 1 << 20
 
 
 class Kind(Struct, frozen=True):

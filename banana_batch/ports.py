@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from .errors import DiskError
 from .models import (
     FetchFailed,
     Kind,
@@ -68,6 +69,10 @@ class Store(Protocol):
     @property
     def run_totals(self) -> Totals:
         """The same of this run."""
+
+    @property
+    def broken(self) -> DiskError | None:
+        """Why nothing further can be begun: changes are only recorded in the room that was kept for them."""
 
     def price_micro(self, kind: Kind) -> int | None:
         """The highest price seen of a kind, as of the last commit; None: none seen."""

@@ -77,6 +77,7 @@ class Downloads:
         self._held = False
         self._late_since_s: float | None = None
         self._gave_up = False
+        self._left = False
 
     @property
     def waiting(self) -> int:
@@ -85,6 +86,8 @@ class Downloads:
 
     def put(self, image: PaidImage) -> None:
         """Queue an image that was just paid for."""
+        if self._left:
+            return
         self._ready.append(image)
         if len(self._ready) > self._most_ready:
             self._balance()
@@ -117,7 +120,7 @@ class Downloads:
                 await self._fetch(image)
             except BananaError as failed:
                 self._on_stop(Stop(failed.exit, str(failed), failed.hint or ""))
-                self._give_up()
+                self._give_up(for_good=failed.exit is Exit.DISK)
             except Exception as failed:  # noqa: BLE001  # a bug must not cancel other people's paid calls
                 self._on_stop(Stop(Exit.BUG, bug_text(failed), "please report it"))
                 self._give_up()
@@ -127,8 +130,12 @@ class Downloads:
             self._balance()
         self._waiters.wake_all()
 
-    def _give_up(self) -> None:
-        """Leave everything to the next run."""
+    def _give_up(self, *, for_good: bool = False) -> None:
+        """Leave everything to the next run; `for_good`: also what is still bought.
+
+        A full disk's last room is for answers, which come once; images can be fetched again.
+        """
+        self._left = self._left or for_good
         self._due.clear()
         self._ready.clear()
         self._earlier_left = False
@@ -167,6 +174,8 @@ class Downloads:
             # What an earlier run stopped for, and went unheeded, keeps this one from nothing else.
             if not (image.failed_earlier and failure.stop.exit is Exit.PROTOCOL):
                 self._on_stop(Stop(failure.stop.exit, failure.message, failure.stop.hint))
+            if failure.stop.exit is Exit.DISK:
+                self._give_up(for_good=True)
         elif not lost and not self._impatient and not over:
             self._again(image, failure)
 
@@ -211,6 +220,9 @@ class Downloads:
         while True:
             if self._hopeless():
                 self._give_up()
+            if self._store.broken is not None and not self._left:
+                self._on_stop(Stop(Exit.DISK, str(self._store.broken), self._store.broken.hint or ""))
+                self._give_up(for_good=True)
             if self._fetching >= self._width * self._crowd:
                 await self._waiters.wait()
             elif self._due and self._due[0][0] <= self._clock.monotonic_s():

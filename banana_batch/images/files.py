@@ -12,6 +12,8 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from banana_batch.models import KEPT_FREE_BYTES
+
 from .names import numbered, part_name
 from .verify import WINDOW_BYTES
 
@@ -53,6 +55,20 @@ def write_all(fd: int, data: "ReadableBuffer") -> None:
         rest = rest[written:]
 
 
+def require_room(fd: int, size: int) -> None:
+    """Leave the last of the disk to the ledger: an answer comes once, an image can be fetched again.
+
+    Raises:
+        OSError: so many bytes do not fit beside it.
+    """
+    try:
+        found = os.fstatvfs(fd)
+    except OSError:
+        return  # left to the write that fails
+    if found.f_blocks and found.f_bavail * found.f_frsize < size + KEPT_FREE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def write_part(images: int, index: int, body: bytes) -> int:
     """Write a small image's part, ask the disk to begin, and return its descriptor: not durable before its fsync.
 
@@ -62,6 +78,7 @@ def write_part(images: int, index: int, body: bytes) -> int:
     Raises:
         OSError: it can't be written; nothing is left of it.
     """
+    require_room(images, len(body))
     fd = create_part(images, index)
     try:
         write_all(fd, body)
@@ -90,6 +107,9 @@ def move(source: int, name: str, target: int, new_name: str) -> None:
     try:
         os.link(name, new_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
     except OSError as failure:
+        if failure.errno == errno.EXDEV:
+            _copy_over(source, name, target, new_name)
+            return
         if failure.errno not in _NO_LINKS:
             raise
     else:
@@ -102,6 +122,28 @@ def move(source: int, name: str, target: int, new_name: str) -> None:
     except OSError:
         os.unlink(new_name, dir_fd=target)
         raise
+
+
+def _copy_over(source: int, name: str, target: int, new_name: str) -> None:
+    """Move a file to another file system: `images/` may be a disk of its own. A cut leaves both."""
+    opened = open_file(source, name)
+    if opened is None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    fd, size = opened
+    try:
+        copy = os.open(new_name, _CREATE, FILE_MODE, dir_fd=target)
+        try:
+            for offset in range(0, size, WINDOW_BYTES):
+                write_all(copy, os.pread(fd, WINDOW_BYTES, offset))
+            os.fsync(copy)
+        except OSError:
+            os.unlink(new_name, dir_fd=target)
+            raise
+        finally:
+            os.close(copy)
+    finally:
+        os.close(fd)
+    os.unlink(name, dir_fd=source)
 
 
 def set_aside(source: int, name: str, conflicts: int, file: str) -> str:

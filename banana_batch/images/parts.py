@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiofiles.threadpool import wrap
 
 from .committer import Sealed
-from .files import create_part, remove_part, write_all
+from .files import create_part, remove_part, require_room, write_all
 from .folders import Folders
 from .verify import Examination
 
@@ -65,6 +65,7 @@ class StreamedPart(BufferedIOBase):
         """
         with self._busy:
             views = [memoryview(chunk) for chunk in chunks]
+            require_room(self._fd, sum(view.nbytes for view in views))
             self._put(views)
             for view in views:
                 self._hash.update(view)

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
+from banana_batch.models import KEPT_FREE_BYTES
+
 from .database import state_path
 
-# The state file's log, results and the log of the run.
-KEPT_FREE_BYTES = 1 << 20
 # Images that may be bought without looking again while there is plenty of room: looking is a system call a job.
 MOST_UNLOOKED = 32
 # Until an image of this run was seen; then the largest seen.

@@ -81,6 +81,11 @@ class StateStore:
         """See ports.Store."""
         return self._known.run_totals
 
+    @property
+    def broken(self) -> DiskError | None:
+        """See ports.Store."""
+        return self._disk_error(self._broken) if self._broken else None
+
     def price_micro(self, kind: Kind) -> int | None:
         """See ports.Store."""
         return self._known.prices.get(kind)

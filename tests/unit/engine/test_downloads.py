@@ -1,6 +1,7 @@
 """How many images are fetched at once, and what becomes of a run whose images never come."""
 
 import asyncio
+import errno
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,16 @@ class Silent(FakeImages):
         self.tries += 1
         await asyncio.sleep(30)
         return failures.UNREACHABLE.failed("no answer")
+
+
+class Full(FakeImages):
+    """A disk that takes no image."""
+
+    tries = 0
+
+    async def fetch(self, _image: PaidImage) -> StoredImage | FetchFailed:
+        self.tries += 1
+        return failures.by_disk(OSError(errno.ENOSPC, "No space left on device"))
 
 
 class Scene:
@@ -214,6 +225,32 @@ def test_a_silent_host_is_not_asked_for_each_image_when_the_time_is_over(db: Fla
     with virtual_network():
         assert simulate(play) <= 61
     assert images.tries == 2 * WIDTH
+    assert states(db) == {"paid": IMAGES}
+
+
+@pytest.mark.parametrize(("trouble", "tries"), [("an image's", 1), ("the state's", 0)])
+async def test_a_full_disk_is_left_to_answers(db: Flaky, tmp_path: Path, trouble: str, tries: int) -> None:
+    """Once an image, or a row, has no room, no further image is fetched: not those that wait, nor what is bought later."""
+    images = Full(tmp_path)
+    scene = Scene(db, images, tmp_path, SystemClock(), width=1)
+    bought = await scene.buy()
+    if trouble == "the state's":
+        commits = iter([True])
+        db.full = lambda sql: sql == "COMMIT" and next(commits, False)
+        await scene.store.do(lambda _db: None)
+        assert scene.store.broken is not None
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        for image in bought[:30]:
+            scene.downloads.put(image)
+        for _ in range(scene.tasks):
+            group.create_task(scene.downloads.work())
+        while not scene.stops:
+            await asyncio.sleep(0)
+        for image in bought[30:]:
+            scene.downloads.put(image)
+        scene.downloads.close()
+    assert {stop.exit for _, stop in scene.stops} == {Exit.DISK}
+    assert images.tries == tries
     assert states(db) == {"paid": IMAGES}
 
 

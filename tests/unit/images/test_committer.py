@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from banana_batch.images import files, folders, names
 from banana_batch.images.committer import Committer, Received
 from banana_batch.images.folders import Folders
 from banana_batch.images.parts import StreamedPart
-from banana_batch.models import FetchFailed, PaidImage, StoredImage
+from banana_batch.models import KEPT_FREE_BYTES, FetchFailed, PaidImage, StoredImage
 from tests.unit.images.samples import WHOLE, png
 
 PNG = WHOLE["png"][1]
@@ -471,3 +472,24 @@ def test_a_folder_that_another_process_makes_meanwhile_is_ours_too(
         assert first.below((names.IMAGES, "cats")) >= 0
         assert second.below((names.IMAGES, "cats")) >= 0
         assert synced == [first.images, second.images]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_last_of_a_disk_is_left_to_the_ledger(
+    commit: Commit, opened: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    """An image that would fit into what is kept free is not written: the disk is full for it, and nothing is left."""
+    monkeypatch.setattr(
+        os, "fstatvfs", lambda _fd: SimpleNamespace(f_blocks=1 << 20, f_bavail=KEPT_FREE_BYTES, f_frsize=1)
+    )
+    if streamed:
+        part = StreamedPart(opened, 1)
+        with pytest.raises(OSError, match="No space left"):
+            part.writelines([PNG])
+        part.discard()
+    else:
+        (failure,) = commit(received(PNG))
+        assert isinstance(failure, FetchFailed)
+        assert failure.stop is not None
+        assert failure.stop.exit is Exit.DISK
+    assert everything(tmp_path) == set()

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from banana_batch.store.room import FIRST_GUESS_BYTES, KEPT_FREE_BYTES, MOST_UNLOOKED, Room
+from banana_batch.models import KEPT_FREE_BYTES
+from banana_batch.store.room import FIRST_GUESS_BYTES, MOST_UNLOOKED, Room
 
 
 class Disk:
