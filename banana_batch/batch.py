@@ -378,9 +378,12 @@ class Run:
             throttled_s=self.tally.throttled_s,
             outages=self.tally.outages,
         )
+        old = begun.changed or self._estimates.changed or not runs.is_listed(db, begun.run)
         try:
-            if begun.changed or self._estimates.changed or not (out / RESULTS_NAME).exists():
+            if old or not (out / RESULTS_NAME).exists():
                 listing.write(db)
+            with contextlib.suppress(sqlite3.OperationalError):  # then the next run writes them again
+                runs.tell_listed(db, begun.run)
             write_summary(out, account)
         except DiskError as failed:
             return account, f"the results could not be written: {failed}; banana-batch export {out}"

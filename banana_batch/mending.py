@@ -64,7 +64,8 @@ async def settle_doubts(
     """
     if policy == "drop":
         with runs.transaction(db):
-            runs.drop_doubts(db)
+            if runs.drop_doubts(db):
+                runs.tell_listed(db, None)
     if policy == "ask" and ask is not None:
         doubts = list(queries.doubts(db, manifest_only=True))
         return bool(doubts) and await _answer(ask(doubts), halted)

@@ -241,6 +241,7 @@ def _existing(order: Order) -> Prepared:
         _check_side(db, order)  # a bad manifest is told first
         if planner is None:
             return prepared
+        runs.tell_listed(db, None)
         planner.apply(reuse=order.settings.dedupe == "reuse")
         _remember_manifest(order, db)
     except BaseException:

@@ -187,6 +187,7 @@ def _opened(batch: str) -> Iterator[sqlite3.Connection]:
         # A run that was killed left its calls as `sending`: they are what the user came for.
         with runs.transaction(db):
             runs.doubt_interrupted(db, runs.DIED)
+            runs.tell_listed(db, None)
         yield db
 
 

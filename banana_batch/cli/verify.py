@@ -68,6 +68,7 @@ def verify(
                 for _, path in found.changed:
                     set_changed_aside(out, path)
                 with runs.transaction(again.db):
+                    runs.tell_listed(again.db, None)
                     for index, _ in found.bad:
                         resolve.fetch_again(again.db, index)
                 yield again

@@ -10,6 +10,7 @@ from banana_batch.errors import REASONS, DiskError, Exit
 from banana_batch.lifecycle import Event, JobState, Settlement, after
 
 INTERRUPTED = "interrupted"
+_LISTED = "results_of_run"
 DIED = "the program ended while this request was on the wire"
 
 
@@ -62,6 +63,16 @@ def recall(db: sqlite3.Connection, name: str) -> str | None:
     """Return a fact of the batch; None if it was never told."""
     row = db.execute("SELECT value FROM batch WHERE name = ?", (name,)).fetchone()
     return None if row is None else str(row[0])
+
+
+def tell_listed(db: sqlite3.Connection, run: int | None) -> None:
+    """Keep up to which run results.jsonl is true; None: a job has changed, or is about to, without a run."""
+    remember(db, _LISTED, "" if run is None else str(run))
+
+
+def is_listed(db: sqlite3.Connection, run: int) -> bool:
+    """Tell whether results.jsonl was true when that run began: the one before told all of its own."""
+    return recall(db, _LISTED) == str(run - 1)
 
 
 def begin_run(db: sqlite3.Connection, now_us: int, budget: int | None) -> int:

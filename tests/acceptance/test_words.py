@@ -56,6 +56,15 @@ def test_a_doubt_is_settled_as_the_user_says(
     assert (sums["spent"], sums["at_risk"], sums["wasted"]) == (spent, at_risk, wasted)
 
 
+def test_what_is_settled_is_in_the_next_results(tmp_path: Path) -> None:
+    """The next run has nothing to send, and still writes what was said."""
+    out = _batch(tmp_path, Fault(FaultKind.DROP_AFTER_CHARGE))
+    assert here("resolve", out, "b", "--charged", "2").code == 0
+    _again(tmp_path)
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [row["state"] for row in rows] == ["done", "dropped"]
+
+
 def test_what_is_settled_is_not_settled_twice(tmp_path: Path) -> None:
     """A second word on the same doubt is refused, and changes nothing."""
     out = _batch(tmp_path, Fault(FaultKind.DROP_AFTER_CHARGE))

@@ -1,18 +1,22 @@
 """Doubts that an earlier run left: what each word about them sends, and the question on a terminal."""
 
 import asyncio
+import json
 import os
 import pty
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from banana_batch.batch import Run
-from banana_batch.errors import Exit
-from banana_batch.store import queries
+from banana_batch.errors import DiskError, Exit
+from banana_batch.listing import Listing
+from banana_batch.store import queries, resolve, runs
+from banana_batch.store.database import open_writer
 from tests.integration.answers_peer import CANARY
 from tests.integration.whole_runs import Arrived, Ended, Gateway, Watcher, ended, gateway, run_batch, stopping
 
@@ -90,6 +94,44 @@ async def test_dropped_doubts_are_sent_no_more(out: Path) -> None:
         assert (left.exit, dict(left.jobs), left.credits) == (Exit.DONE, {"dropped": 8}, (0.0, 16.0, 0.0))
         again = await run_batch(out, peer.url, DOUBTED, in_doubt="resend")
     assert (again.exit, peer.posts) == (Exit.DONE, [])
+
+
+async def test_results_tell_of_what_was_dropped_or_settled(out: Path) -> None:
+    """`--in-doubt drop` and `resolve` change what results.jsonl says, though the run after them sends nothing."""
+    async with gateway(Moody()) as peer:
+        await doubtful(out, peer, 2)
+        with closing(open_writer(out)) as db, runs.transaction(db):
+            runs.tell_listed(db, None)
+            resolve.settle(db, resolve.find_jobs(db, [DOUBTED[0]])[0], resolve.Word(charged_micro=2_000_000))
+        await run_batch(out, peer.url, DOUBTED[:2], in_doubt="keep")
+        assert _listed(out) == ["dropped", "in_doubt"]
+        await run_batch(out, peer.url, DOUBTED[:2], in_doubt="drop")
+        assert _listed(out) == ["dropped", "dropped"]
+
+
+async def test_results_that_could_not_be_written_are_written_by_the_next_run(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever kept them from being replaced, a full disk or a kill: a run that changes nothing makes them true."""
+
+    def fails(*_arguments: object) -> None:
+        raise DiskError("no space left on device")
+
+    async with gateway() as peer:
+        await run_batch(out, peer.url, ["a", "b"], limit=1)
+        with monkeypatch.context() as patched:
+            patched.setattr(Listing, "write", fails)
+            assert (await run_batch(out, peer.url, ["a", "b"])).exit is Exit.DONE
+        assert _listed(out) == ["done", "pending"]
+        for _ in range(2):
+            before = (out / "results.jsonl").stat().st_ino
+            assert (await run_batch(out, peer.url, ["a", "b"])).exit is Exit.DONE
+            assert _listed(out) == ["done", "done"]
+    assert (out / "results.jsonl").stat().st_ino == before, "what is true is not written again"
+
+
+def _listed(out: Path) -> list[str]:
+    return [json.loads(line)["state"] for line in (out / "results.jsonl").read_bytes().splitlines()]
 
 
 async def test_a_doubt_of_this_run_waits_for_the_next(out: Path) -> None:
