@@ -380,6 +380,12 @@ def opened_for_images(
     @contextlib.contextmanager
     def ready() -> Iterator[Prepared]:
         with batch_lock(out):
-            yield Prepared(database.open_writer(out), Difference(), unchanged=True)
+            db = database.open_writer(out)
+            try:
+                refuse_the_past(db, out)
+            except BaseException:
+                db.close()
+                raise
+            yield Prepared(db, Difference(), unchanged=True)
 
     return out, settings, ready

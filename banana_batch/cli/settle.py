@@ -13,6 +13,7 @@ from banana_batch.errors import Exit, UsageError
 from banana_batch.finding import find_batch, working_folder
 from banana_batch.lifecycle import JobState
 from banana_batch.store import database, queries, resolve, runs
+from banana_batch.store.evidence import refuse_the_past
 from banana_batch.store.lock import batch_lock
 from banana_batch.text import plural, printable
 
@@ -184,6 +185,7 @@ def _when_bought(db: sqlite3.Connection, name: str) -> str:
 def _opened(batch: str) -> Iterator[sqlite3.Connection]:
     out = find_batch(batch, working_folder())
     with batch_lock(out), contextlib.closing(database.open_writer(out)) as db:
+        refuse_the_past(db, out)
         # A run that was killed left its calls as `sending`: they are what the user came for.
         with runs.transaction(db):
             runs.doubt_interrupted(db, runs.DIED)

@@ -114,7 +114,9 @@ def _checksum(data: bytes, sums: tuple[int, int], *, swapped: bool) -> tuple[int
 
 
 def refuse_the_past(db: sqlite3.Connection, out: Path) -> None:
-    """Refuse a state that fell behind its folder. The images are looked through only after a run that died.
+    """Refuse a state that fell behind its folder.
+
+    The images are looked through after a run that died, and where no log tells of any request.
 
     Raises:
         ManifestError: the log tells of requests, or the folder holds images, that the state does not know.
@@ -128,9 +130,12 @@ def refuse_the_past(db: sqlite3.Connection, out: Path) -> None:
             "put the newer state file back, with its -wal; to go on with this one, and to pay again for what it does"
             f" not know, move {out / LOG_NAME} away",
         )
+    if not db.execute(f"SELECT EXISTS (SELECT 1 FROM jobs WHERE state IN {_NO_IMAGE_YET})").fetchone()[0]:
+        return
     # The ballast is given back at the end of each run, and no lost commit brings it back.
     unended = db.execute("SELECT ended_us IS NULL FROM runs ORDER BY run DESC LIMIT 1").fetchone()
-    if (out / BALLAST_NAME).exists() or (unended and unended[0]):
+    died = (out / BALLAST_NAME).exists() or (unended and unended[0])
+    if died or not told:
         _refuse_unknown_images(db, out)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from banana_batch.errors import ManifestError
+from banana_batch.errors import Exit, ManifestError
 from banana_batch.images.names import FOLDER_SIZE
 from banana_batch.store import evidence
+from tests.acceptance.command import command
 from tests.integration.whole_runs import gateway, run_batch, scratch
 from tests.torture import corrupt
 from tests.torture.corrupt import LOG, STATE, WAL, Snapshot, would_send
@@ -166,6 +167,32 @@ async def test_an_older_copy_put_back_is_refused(out: Path) -> None:
         with pytest.raises(ManifestError, match=r"older than run\.log"):
             await run_batch(out, peer.url, ["a", "b", "c"])
     assert sorted(peer.posts) == ["a", "b", "c"]
+
+
+async def test_an_older_copy_put_back_is_refused_without_its_log_too(out: Path) -> None:
+    """The log was rotated away, or lies elsewhere: the images tell. No command touches such a batch."""
+    async with gateway() as peer:
+        await run_batch(out, peer.url, ["a", "b", "c"], limit=1)
+        shutil.copy(out / STATE, out.parent / "backup")
+        await run_batch(out, peer.url, ["a", "b", "c"])
+        shutil.copy(out.parent / "backup", out / STATE)
+        (out / LOG).rename(out / f"{LOG}.1")
+        with pytest.raises(ManifestError, match="older than its images"):
+            await run_batch(out, peer.url, ["a", "b", "c"])
+    assert sorted(peer.posts) == ["a", "b", "c"]
+    before = (out / "results.jsonl").read_bytes()
+    for words in (["download"], ["redo", "--failed"], ["resolve", "--all", "--resend"], ["verify"]):
+        ended = await asyncio.to_thread(command, words[0], out, *words[1:], cwd=out.parent)
+        assert (ended.code, "older than its images" in ended.err) == (65, True), ended.err
+    assert (out / "results.jsonl").read_bytes() == before
+
+
+async def test_a_batch_with_its_log_elsewhere_goes_on(out: Path) -> None:
+    """`--log-file`: no log in the folder is no sign of anything."""
+    async with gateway() as peer:
+        for limit in (1, 1, None):
+            left = await run_batch(out, peer.url, ["a", "b", "c"], limit=limit, log_file=str(out.parent / "night.log"))
+    assert (left.exit, sorted(peer.posts)) == (Exit.DONE, ["a", "b", "c"])
 
 
 def test_folders_of_images_are_counted_alike() -> None:
