@@ -27,6 +27,7 @@ from .worker import send
 
 # Of the loop, in which what came in time is still read: a process that was frozen finds both at once.
 LAST_TURNS = 8
+_MOVED = "the output folder, or images/ in it, was moved or deleted while this runs"
 _MOVED_HINT = "put it back under its name, or name its new place with -o; started over, all of it would be paid again"
 
 
@@ -173,6 +174,7 @@ class Pool:
                 watch.cancel()
         except* _Aborted:
             aborted = True
+        self._is_moved()  # also after the last call: what was stored since is not where it is looked for
         return Ending(list(self._shared.stops), self._shared.feed.limited, aborted)
 
     async def _watch(self) -> None:
@@ -212,10 +214,15 @@ class Pool:
     def _keep(self, image: PaidImage) -> None:
         self._downloads.put(image)
 
+    def _is_moved(self) -> bool:
+        moved = self._disk.moved
+        if moved:
+            self._shared.stop(Stop(Exit.DISK, _MOVED, _MOVED_HINT))
+        return moved
+
     def _room_on_disk(self) -> bool:
         shared = self._shared
-        if self._disk.moved:
-            shared.stop(Stop(Exit.DISK, "the output folder was moved or deleted while this runs", _MOVED_HINT))
+        if self._is_moved():
             return False
         if self._disk.has_room(len(shared.on_wire) + self._downloads.waiting + 1):
             return True

@@ -20,22 +20,18 @@ class Room:
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._state = state_path(out)
-        self._known_as = self._identity()
+        self._places = (state_path(out), out / "images")
+        self._known_as = self._identities()
         self._image_bytes = FIRST_GUESS_BYTES
         self._unlooked = 0
 
     @property
     def moved(self) -> bool:
-        """The state file is not where it was: the next run would not find what this one writes, and buy it again."""
-        return self._identity() != self._known_as
+        """The state file or the images are not where they were: the next run would not find what this one writes."""
+        return self._identities() != self._known_as
 
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._state)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+    def _identities(self) -> list[tuple[int, int] | None]:
+        return [_identity(place) for place in self._places]
 
     def has_room(self, images: int) -> bool:
         """Tell whether that many more images fit. A disk that does not answer is left to the write that fails."""
@@ -56,3 +52,11 @@ class Room:
         size = facts.get("bytes")
         if event == "stored" and isinstance(size, int) and size > self._image_bytes:
             self._image_bytes, self._unlooked = size, 0
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(place)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -305,18 +305,19 @@ def test_trouble_of_earlier_runs_is_told_though_quiet(folder: Path) -> None:
     assert (again.code, "banana-batch resolve " in again.err) == (4, True), again.err
 
 
-def test_a_folder_that_goes_away_stops_what_would_be_paid(folder: Path) -> None:
-    """Moved while the run is live: the next run would not find its ledger, so nothing more is bought: 74. Put back
-    under its name, nothing is bought twice."""
+@pytest.mark.parametrize(("moved", "at"), [("out", 2), ("out/images", 2), ("out/images", 9)])
+def test_a_folder_that_goes_away_stops_what_would_be_paid(folder: Path, moved: str, at: int) -> None:
+    """Moved while the run is live: the next run would not find its ledger, or its images, so nothing more is bought, and
+    nothing is called done: 74. Put back under its name, nothing is bought twice."""
     (folder / "rows.csv").write_text("prompt,model\n" + "".join(f"row {number},Nano Banana\n" for number in range(9)))
     arguments = ("run", "rows.csv", "-o", "out", "-c", "1")
     with serving(SandboxConfig(plain_pictures=True, latency=Latency("fixed", 0.3))) as peer:
         with live(*arguments, "--base-url", peer.base_url, cwd=folder, TT_API_KEY=KEY) as run:
-            until(lambda: len(peer.charges) == 2)
-            (folder / "out").rename(folder / "away")
+            until(lambda: peer.calls == at)
+            (folder / moved).rename(folder / "away")
             ended = run.end()
-        assert (ended.code, "moved" in ended.err, len(peer.charges) <= 3) == (74, True, True), ended.err
-        (folder / "away").rename(folder / "out")
+        assert (ended.code, "moved" in ended.err, len(peer.charges) <= at + 1) == (74, True, True), ended.err
+        (folder / "away").rename(folder / moved)
         assert peer.run(*arguments[1:], cwd=folder).code == 0
         assert {charge.prompt for charge in peer.charges} == {f"row {number}" for number in range(9)}
         assert len(peer.charges) == 9
