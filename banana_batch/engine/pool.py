@@ -60,12 +60,10 @@ class Ending(Struct):
     Attributes:
         stops: Why it ended before all was done.
         limited: The limit of first sends was used up.
-        aborted: Calls under way were cut off.
     """
 
     stops: list[Stop] = field(default_factory=list)
     limited: bool = False
-    aborted: bool = False
 
 
 class _Aborted(Exception):
@@ -155,7 +153,6 @@ class Pool:
 
     async def run(self) -> Ending:
         """Work until everything is done or must stop."""
-        aborted = False
         try:
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch(), name="watch")
@@ -173,9 +170,9 @@ class Pool:
                 await asyncio.wait(workers)
                 watch.cancel()
         except* _Aborted:
-            aborted = True
+            pass  # each call that was cut off is settled by its evidence
         self._is_moved()  # also after the last call: what was stored since is not where it is looked for
-        return Ending(list(self._shared.stops), self._shared.feed.limited, aborted)
+        return Ending(list(self._shared.stops), self._shared.feed.limited)
 
     async def _watch(self) -> None:
         """End when calls under way have to be cut off: at once, or when a drain takes too long."""

@@ -154,7 +154,7 @@ async def test_an_abort_in_the_shared_commit_keeps_the_answer(db: Flaky, tmp_pat
 
     world.at_answer = abort
     ending = await run(world, tmp_path, started=pools.append)
-    assert ending.aborted
+    assert [stop.exit for stop in ending.stops] == [Exit.INTERRUPTED]
     assert len(world.durable) == 3
     assert outcomes(db)[:3] == ["paid"] * 3
     assert set(outcomes(db)[3:]) <= {"not_sent"}
@@ -173,7 +173,7 @@ async def test_an_answer_that_is_being_read_at_the_cut_is_paid(db: Flaky, tmp_pa
 
     pools: list[Pool] = []
     ending = await run(Frozen(db), tmp_path, started=pools.append)
-    assert ending.aborted
+    assert [stop.exit for stop in ending.stops] == [Exit.INTERRUPTED]
     assert states(db) == {"paid": 1, "pending": JOBS - 1}
 
 
