@@ -91,6 +91,8 @@ def _read(path: str, digest: str, mime: str) -> bytes:
 
 def _spliced(request: dict[str, Any], urls: Mapping[str, bytes]) -> list[bytes]:
     """Return the request as JSON in parts; the data URLs are parts of their own and not copied."""
+    if not set(urls) <= set(request["refer_images"]):
+        raise ReferenceChanged("a reference image is not where the request names it")
     marks = {given: secrets.token_hex(16) for given in urls}
     request["refer_images"] = [marks.get(given, given) for given in request["refer_images"]]
     by_mark = {mark: urls[given] for given, mark in marks.items()}

@@ -45,7 +45,8 @@ def paid(after: Place, limit: int, run: int) -> Page:
 
 
 def _of_earlier_runs(run: int) -> str:
-    return f" AND (SELECT run FROM attempts WHERE attempts.attempt = jobs.attempt) < {int(run)}"
+    # A job that shares another's image has no attempt of its own.
+    return f" AND ifnull((SELECT run FROM attempts WHERE attempts.attempt = jobs.attempt), 0) < {int(run)}"
 
 
 def _page(state: str, select: str, also: str, after: Place, limit: int) -> Page:

@@ -26,8 +26,9 @@ CREATE TEMP TABLE planned_kinds (
   kind INTEGER PRIMARY KEY, model TEXT NOT NULL, image_size TEXT NOT NULL, known INTEGER);
 """
 
-# A job whose request was never bought, or was refused for good, takes a changed row as it is.
-_FREE = "(jobs.attempts = 0 OR jobs.state = 'failed')"
+# A job whose request was never bought, or was refused for good, takes a changed row as it is. One that shares another's
+# image was never sent either, and is done.
+_FREE = "(jobs.state = 'pending' AND jobs.attempts = 0 OR jobs.state = 'failed')"
 _SAMPLE = 10
 _SAMPLED_ROWS = 1000
 
@@ -299,8 +300,13 @@ class Planner:
         for statement in lifted:
             db.execute(statement)
         if not self._fresh:
+            first = "FROM jobs AS first WHERE first.job = jobs.origin"
+            same = ", ".join(
+                f"{column} = (SELECT iif(first.key = jobs.key, first.{column}, jobs.{column}) {first})"
+                for column in ("request", "refs")
+            )
             db.execute(
-                "UPDATE jobs SET position = (SELECT position FROM jobs AS first WHERE first.job = jobs.origin)"
+                f"UPDATE jobs SET position = (SELECT position {first}), {same}"
                 " WHERE origin IS NOT NULL AND position IS NULL"
             )
             db.execute("UPDATE jobs SET twin = NULL WHERE twin IS NOT NULL AND +state = 'pending'")
@@ -316,20 +322,16 @@ class Planner:
             " WHERE planned.id = jobs.id AND planned.job < 0"
         )
         db.execute("UPDATE jobs SET position = NULL WHERE position IS NOT NULL")
+        # The same request may name the same local file otherwise than before: its name and its place go together.
         taken = (
-            "position = planned.row, refs = nullif(planned.refs, ''), unsent = nullif(planned.unsent, ''),"
-            " meta = nullif(planned.meta, '')"
+            f"position = planned.row, request = planned.request, refs = nullif(planned.refs, ''), kind = {kind},"
+            " unsent = nullif(planned.unsent, ''), meta = nullif(planned.meta, ''), key = planned.key"
         )
         db.execute(
-            f"UPDATE jobs SET {taken}, request = planned.request, kind = {kind}, key = planned.key, tries = 0,"
-            " state = 'pending' FROM planned"
+            f"UPDATE jobs SET {taken}, tries = 0, state = 'pending' FROM planned"
             " WHERE planned.job = jobs.job AND jobs.key <> planned.key AND jobs.state = 'failed'"
         )
-        db.execute(
-            f"UPDATE jobs SET {taken}, request = iif(jobs.attempts = 0, planned.request, jobs.request),"
-            f" kind = iif(jobs.attempts = 0, {kind}, jobs.kind), key = planned.key"
-            " FROM planned WHERE planned.job = jobs.job AND jobs.position IS NULL"
-        )
+        db.execute(f"UPDATE jobs SET {taken} FROM planned WHERE planned.job = jobs.job AND jobs.position IS NULL")
 
     def _lift(self) -> list[str]:
         """Drop what makes the first jobs' insertion slow; return the statements that put it back.

@@ -37,6 +37,7 @@ class Arrived:
     prompt: str
     nth: int
     again: int
+    request: dict[str, Any]
 
 
 class Gateway:
@@ -92,12 +93,13 @@ class Gateway:
         if head.startswith(b"GET"):
             self.gets.append(head.split()[1].decode())
             return self.image(len(self.gets))
-        prompt = json.loads(body)["prompt"]
+        asked = json.loads(body)
+        prompt = asked["prompt"]
         self.posts.append(prompt)
         self._now += 1
         self.most = max(self.most, self._now)
         try:
-            said = reply(self, Arrived(prompt, len(self.posts), self.posts.count(prompt)))
+            said = reply(self, Arrived(prompt, len(self.posts), self.posts.count(prompt), asked))
             return said if said is None or isinstance(said, bytes) else await said
         finally:
             self._now -= 1
