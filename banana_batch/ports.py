@@ -77,6 +77,9 @@ class Store(Protocol):
     def price_micro(self, kind: Kind) -> int | None:
         """The highest price seen of a kind, as of the last commit; None: none seen."""
 
+    def held_micro(self, kind: Kind, reserve: Reserve) -> int:
+        """What the ledger still holds of a reserve: one that was set without a price came down to the first one."""
+
     async def next_pending(self, limit: int, *, known_only: bool = False) -> Sequence[QueuedJob]:
         """Take up to `limit` pending jobs of the manifest, in its order; each is handed out once a run.
 

@@ -91,6 +91,8 @@ def _parse_list(value: object) -> object:
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=31 * 86400)]
 Amount = Annotated[int, BeforeValidator(_parse_amount), Field(ge=0)]
+# Nothing set aside for a call would be no cap on calls.
+Price = Annotated[int, BeforeValidator(_parse_amount), Field(gt=0)]
 ClockTime = Annotated[time, BeforeValidator(_parse_clock)]
 NameList = Annotated[list[str], BeforeValidator(_parse_list)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -154,7 +156,7 @@ class Settings(BaseModel):
     run_budget: Annotated[Amount | None, Option("CREDITS", None, MONEY)] = Field(
         None, description="Cap for this run alone [default: none]"
     )
-    max_price: Annotated[Amount | None, Option("CREDITS", None, MONEY)] = Field(
+    max_price: Annotated[Price | None, Option("CREDITS", None, MONEY)] = Field(
         None,
         description="The most one image may cost, reserved until a price is seen [default: 50, or what is left]",
     )

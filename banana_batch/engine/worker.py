@@ -33,7 +33,7 @@ class _Ended(Struct):
     """A call that came to an end, and its settlement on the way to the disk.
 
     Attributes:
-        held: What was set aside for it, in millionths.
+        held: What the ledger held for it when it ended, in millionths.
         expected: What such a call was expected to cost at most when it ended.
         settling: Ends when the settlement is durable.
         paced: The pacer has its turn back.
@@ -87,11 +87,13 @@ async def _call(shared: Sending, job: QueuedJob, attempt: int, held: Reserve) ->
     try:
         reply = await shared.endpoint.generate(job, trace)
         price = shared.store.price_micro(job.kind)
+        in_ledger = shared.store.held_micro(job.kind, held)
         settled = _settled(shared, job, reply)
         settling = shared.store.settle(attempt, job, settled)
         settling.add_done_callback(partial(_tell_unrecorded, shared, job, reply))
-        _count_excess(shared, settled, held, settling)
-        return _Ended(job, attempt, reply, settled, held.micro, held.micro if price is None else price, settling)
+        # A price that is being written just now would take the whole reserve away from it.
+        _count_excess(shared, settled, 0 if held.ceiling and price is None else in_ledger, settling)
+        return _Ended(job, attempt, reply, settled, in_ledger, held.micro if price is None else price, settling)
     except BaseException:
         try:
             if reply is None:
@@ -104,11 +106,11 @@ async def _call(shared: Sending, job: QueuedJob, attempt: int, held: Reserve) ->
 
 
 def _count_excess(
-    shared: Sending, settled: Settled, held: Reserve, settling: "asyncio.Future[PaidImage | None]"
+    shared: Sending, settled: Settled, held_micro: int, settling: "asyncio.Future[PaidImage | None]"
 ) -> None:
     """Count what an answer cost above its reserve from now on, and not only once the ledger's sums have it."""
     credits_micro = settled.answer.credits_micro if settled.answer else None
-    excess = (credits_micro or 0) - held.micro
+    excess = (credits_micro or 0) - held_micro
     if settled.settlement is Settlement.PAID and excess > 0:
         shared.undurable += excess
         settling.add_done_callback(partial(_counted, shared, excess))

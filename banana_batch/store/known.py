@@ -32,6 +32,7 @@ class Known:
         totals: The ledger's sums over the life of the batch.
         run_totals: The same of this run.
         prices: The highest price seen of each kind that has one, in millionths.
+        lowered: What reserves of a kind that were set without a price came down to when the first was seen.
     """
 
     def __init__(self, db: sqlite3.Connection, run: int) -> None:
@@ -41,6 +42,7 @@ class Known:
         self._numbered = 0
         self._prices_changed = True
         self.prices: dict[Kind, int] = {}
+        self.lowered: dict[Kind, int] = {}
         self.adopt(self.read(db))
 
     # Inside a transaction.
@@ -93,6 +95,8 @@ class Known:
 
     def adopt(self, seen: Seen) -> None:
         """The commit has succeeded: what it read holds."""
+        for kind, price in (seen.prices or {}).items():
+            self.lowered.setdefault(kind, price)
         self.totals, self.run_totals = seen.totals, seen.run_totals
         self._next_attempt += self._numbered
         self._numbered = 0

@@ -90,6 +90,11 @@ class StateStore:
         """See ports.Store."""
         return self._known.prices.get(kind)
 
+    def held_micro(self, kind: Kind, reserve: Reserve) -> int:
+        """See ports.Store."""
+        lowered = self._known.lowered.get(kind) if reserve.ceiling else None
+        return reserve.micro if lowered is None else min(reserve.micro, lowered)
+
     # Pages of what waits.
 
     async def next_pending(self, limit: int, *, known_only: bool = False) -> Sequence[QueuedJob]:

@@ -46,6 +46,7 @@ ORDERS: dict[str, tuple[int, list[str], str]] = {
     "a proxy that is none": (64, ["run", "two.csv", "--proxy", "socks5://127.0.0.1:1080"], "--proxy"),
     "a port that there is not": (64, ["run", "two.csv", "--base-url", "http://127.0.0.1:99999"], "--base-url"),
     "a host that is none": (64, ["run", "two.csv", "--allow-host", "https://cdn.example/x"], "--allow-host"),
+    "a price of nothing": (64, ["run", "two.csv", "--sandbox", "--max-price", "0"], "--max-price"),
     "a log over the manifest": (64, ["run", "two.csv", "--sandbox", "--log-file", "./two.csv"], "--log-file"),
     "a log over the ledger": (64, ["run", "two.csv", "-o", "out", "--log-file", "out/state.sqlite3"], "--log-file"),
     "an option before a manifest that is missing": (64, ["run", "nowhere.csv", "--rpm", "0"], "--rpm"),

@@ -316,3 +316,25 @@ async def test_a_wave_dearer_than_its_reserves_counts_before_its_commit(out: Pat
     assert ended.exit is Exit.BUDGET
     assert ended.totals.spent <= 60 * MICRO
     assert len(peer.posts) == 12
+
+
+async def test_a_dear_answer_to_an_early_call_counts_above_what_the_ledger_holds(out: Path) -> None:
+    """Sent with 50 set aside, which the first price brought down to 2, and answered at 48 together with seven others: the
+    sum is exactly the budget, and nothing further is sent."""
+    all_out, others = asyncio.Event(), asyncio.Event()
+
+    async def said(peer: Gateway, arrived: Arrived) -> bytes:
+        if arrived.nth == 2:
+            await all_out.wait()
+            asyncio.get_running_loop().call_soon(others.set)
+            return peer.sold(48)
+        if arrived.nth == 37:
+            all_out.set()
+        if arrived.nth > 30:
+            await others.wait()
+        return peer.sold()
+
+    async with gateway(said) as peer:
+        ended = await run_batch(out, peer.url, jobs(60), concurrency=8, budget="120", max_price="50")
+    assert (ended.exit, len(peer.posts), ended.totals.spent) == (Exit.BUDGET, 37, 120 * MICRO)
+    assert ended.told("dearer")
