@@ -2,7 +2,8 @@
 
 Rule 1: one thread owns the writing connection; concurrent changes share a commit (grouping.py, changes.py).
 Rule 2: a change that can't be made takes no other down: its group is made one by one then.
-Rule 3: after the first failed commit no further attempt is begun; what was paid for is still recorded if it can be.
+Rule 3: after the first failed commit no further attempt is begun; what was paid for is still recorded if it can be, and
+        what could not is tried again with each later change, the run's end included: a disk may have room again.
 """
 
 import asyncio
@@ -65,6 +66,7 @@ class StateStore:
             gather_s=GATHER_S,
         )
         self._broken: str | None = None
+        self._unrecorded: list[Settle] = []
         self._taken: dict[str, handout.Place] = {}
         self._known = Known(db, run)
         ballast.keep(out)
@@ -172,6 +174,8 @@ class StateStore:
     # The database's thread.
 
     def _commit(self, changes: Sequence[Change]) -> Sequence[Any]:
+        while self._unrecorded and self._recorded(self._unrecorded[0]):
+            del self._unrecorded[0]
         try:
             return self._transaction(changes)
         except Exception as failed:  # noqa: BLE001  # handed to those it belongs to
@@ -197,6 +201,14 @@ class StateStore:
         known.adopt(seen)
         return results
 
+    def _recorded(self, settle: Settle) -> bool:
+        """Try a settlement again; True: it need not be tried once more."""
+        try:
+            self._transaction([settle])
+        except Exception as failed:  # noqa: BLE001  # whoever waited for it was told at the first time
+            return not _is_the_file_s(failed)
+        return True
+
     def _alone(self, change: Change) -> Any:
         try:
             return self._transaction([change])[0]
@@ -205,11 +217,8 @@ class StateStore:
 
     def _after_disk_error(self, changes: Sequence[Change], failed: Exception) -> Sequence[Any]:
         """Make room and try once more, without beginning anything new: paid answers must not be lost."""
-        first = self._broken is None
         self._broken = f"{self._out}: the state file can't be written: {failed}"
         error = self._disk_error(self._broken)
-        if not first and len(changes) == 1:
-            return [error]
         ballast.give_up(self._out)
         results = []
         for change in changes:
@@ -217,6 +226,8 @@ class StateStore:
                 results.append(self._transaction([change])[0])
             except Exception as other:  # noqa: BLE001  # handed to the one caller it belongs to
                 results.append(error if _is_the_file_s(other) else other)
+                if results[-1] is error and isinstance(change, Settle):
+                    self._unrecorded.append(change)
         return results
 
     @staticmethod

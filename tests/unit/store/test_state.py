@@ -54,16 +54,20 @@ async def test_a_paid_answer_is_recorded_although_the_disk_is_full(
 
 
 async def test_where_there_is_no_room_at_all_it_is_told(db: Flaky, store: StateStore) -> None:
-    """Each caller learns that its own change is not durable; a later one is tried again, and may succeed."""
+    """Each caller learns that its own change is not durable; once there is room, what was answered is recorded after all,
+    before the next change is made, and nothing is begun."""
     first, second = await begun(store), await begun(store)
     db.full = lambda sql: sql == "COMMIT"
     results = await asyncio.gather(store.settle(*first, paid()), store.settle(*second, paid()), return_exceptions=True)
     assert [type(one) for one in results] == [DiskError, DiskError]
     with pytest.raises(DiskError):
-        await store.settle(*first, paid())
+        await store.do(lambda _db: None)
+    assert outcomes(db) == ["sending", "sending"]
     db.full = lambda _sql: False
-    await store.settle(*first, paid())
-    assert outcomes(db) == ["paid", "sending"]
+    assert await store.do(outcomes) == ["paid", "paid"]
+    (next_job,) = await store.next_pending(1)
+    with pytest.raises(DiskError):
+        await store.begin(next_job, HELD)
     assert store.totals == queries.totals(db)
 
 
@@ -81,7 +85,6 @@ async def test_a_file_that_is_damaged_meanwhile_begins_nothing(db: Flaky, store:
     db.execute("PRAGMA shrink_memory")
     with pytest.raises(DiskError, match="malformed"):
         await store.begin(second, HELD)
-    await store.settle(*first, paid())
     assert outcomes(db) == ["paid"]
 
 
