@@ -20,7 +20,7 @@ from banana_batch.ports import Clock, Disk, Endpoint, Events, Images, Pacer, Sto
 
 from .downloads import Downloads
 from .feed import Feed
-from .sending import Rules, Sending, reserve
+from .sending import Rules, Sending, credits_free, reserve_now
 from .stops import Stop, Streak
 from .waiting import Waiters
 from .worker import send
@@ -198,14 +198,17 @@ class Pool:
                 self._downloads.close()
 
     async def _one(self, job: QueuedJob) -> None:
-        shared = self._shared
-        if not await self._pacer.admit(job.kind):
-            shared.feed.stop()
-            return
-        held = await reserve(shared, job) if self._room_on_disk() else None
-        if held is None:
-            self._pacer.withdraw()
-            return
+        shared, held = self._shared, None
+        while held is None:
+            if not await self._pacer.admit(job.kind):
+                shared.feed.stop()
+                return
+            held = reserve_now(shared, job) if self._room_on_disk() else None
+            if held is None:
+                # A turn is for now: a deadline or a pause may come while calls under way hold the credits.
+                self._pacer.withdraw()
+                if not await credits_free(shared, job):
+                    return
         await send(shared, job, held)
 
     def _keep(self, image: PaidImage) -> None:

@@ -73,12 +73,11 @@ class Sending(Struct):
         self.waiters.wake_all()
 
 
-async def reserve(shared: Sending, job: QueuedJob) -> Reserve | None:
-    """Set credits aside for one call, waiting for calls under way where they hold the room; None: stop."""
+async def credits_free(shared: Sending, job: QueuedJob) -> bool:
+    """Wait until credits can be set aside for one call, where calls under way hold the room; False: stop."""
     while not shared.stops:
-        found = reserve_now(shared, job)
-        if found is not None:
-            return found
+        if _affordable(shared, job) is not None:
+            return True
         store, caps = shared.store, _caps(shared)
         if caps is not shared.rules.caps and (store.price_micro(job.kind) is not None or not _under_way(shared)):
             await _ask(shared)
@@ -87,17 +86,21 @@ async def reserve(shared: Sending, job: QueuedJob) -> Reserve | None:
         else:
             # Calls under way hold more than they will cost: what they leave is known when they end.
             await shared.waiters.wait()
-    return None
+    return False
 
 
 def reserve_now(shared: Sending, job: QueuedJob) -> Reserve | None:
     """Set credits aside for one call; None: there is no room for them now."""
-    store = shared.store
-    price = store.price_micro(job.kind)
-    found = reserve_for(price, _caps(shared), store.totals, store.run_totals, shared.undurable)
+    found = _affordable(shared, job)
     if found is not None:
         shared.undurable += found.micro
     return found
+
+
+def _affordable(shared: Sending, job: QueuedJob) -> Reserve | None:
+    store = shared.store
+    price = store.price_micro(job.kind)
+    return reserve_for(price, _caps(shared), store.totals, store.run_totals, shared.undurable)
 
 
 def _under_way(shared: Sending) -> bool:

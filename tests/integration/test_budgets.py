@@ -338,3 +338,15 @@ async def test_a_dear_answer_to_an_early_call_counts_above_what_the_ledger_holds
         ended = await run_batch(out, peer.url, jobs(60), concurrency=8, budget="120", max_price="50")
     assert (ended.exit, len(peer.posts), ended.totals.spent) == (Exit.BUDGET, 37, 120 * MICRO)
     assert ended.told("dearer")
+
+
+async def test_credits_that_become_free_past_the_deadline_buy_nothing(out: Path) -> None:
+    """Two calls hold all credits, the others wait for them: when these end, the time is over, and nothing is sent: 7."""
+
+    async def said(peer: Gateway, _arrived: Arrived) -> bytes:
+        await asyncio.sleep(1.2)
+        return peer.sold()
+
+    async with gateway(said) as peer:
+        ended = await run_batch(out, peer.url, jobs(8), concurrency=8, budget="100", max_duration="1s")
+    assert (ended.exit, len(peer.posts), dict(ended.jobs)) == (Exit.STOPPED, 2, {"done": 2, "pending": 6})
