@@ -2,8 +2,9 @@
 
 from banana_batch import Job, Settings, run_batch
 
-async for result in run_batch([Job(prompt="a cute cat")], Settings(out="outputs/cat", sandbox=True)):
-    print(result.id, result.state, result.image)
+async with run_batch([Job(prompt="a cute cat")], Settings(out="outputs/cat", sandbox=True)) as run:
+    async for result in run:
+        print(result.id, result.state, result.image)
 """
 
 import asyncio
@@ -11,10 +12,12 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from typing import Self
 
 from .batch import Run, Work
 from .engine.stops import Stop
 from .errors import Exit, ManifestError, Problem, UsageError
+from .images.guard import parse_allow_host
 from .job import Job
 from .lifecycle import JobState
 from .manifest.loader import index_width, plan_jobs
@@ -28,11 +31,12 @@ from .store import database, queries
 
 
 class BatchRun:
-    """A run of jobs that a program made. Iterate it once; each job is yielded once.
+    """A run of jobs that a program made. Iterate it once, inside `async with`; each job is yielded once.
 
     Jobs that this run settles come as they settle, the others at the end, in the order given: done earlier, or
-    still pending because a budget, a limit or the endpoint ended the run. Leaving the loop early drains: calls in
-    flight are finished and recorded.
+    still pending because a budget, a limit or the endpoint ended the run. Leaving the
+    `async with` early drains: calls in flight are finished and recorded. Without it, Python does not wait for a loop
+    that was left, and ends what is in flight with the event loop: in doubt.
 
     Attributes:
         account: How the run went, once the iteration has ended; `account.exit` is the command's exit code.
@@ -41,9 +45,14 @@ class BatchRun:
     def __init__(self, jobs: Iterable[Job], settings: Settings, environ: Mapping[str, str] | None = None) -> None:
         if settings.out is None:
             raise UsageError("Settings(out=...) is needed: the folder that the batch lives in")
+        if settings.dry_run or settings.on_finish is not None:
+            raise UsageError("dry_run and on_finish are the command's: a program plans, and goes on, by itself")
+        for host in settings.allow_host:
+            parse_allow_host(host)
         self.account: Account | None = None
         self._out = settings.out.absolute()
         order = Order(settings, self._out, _Jobs(jobs, settings))
+        self._running: asyncio.Task[Account] | None = None
         self._settled: asyncio.Queue[int | None] = asyncio.Queue()
         self._run = Run(
             Work(self._out, settings, lambda: made_ready(order), os.environ if environ is None else environ), self._view
@@ -52,6 +61,21 @@ class BatchRun:
     def _view(self, _tally: Tally) -> "_Watcher":
         return _Watcher(self._settled)
 
+    async def __aenter__(self) -> Self:
+        """Nothing begins before the first result is asked for."""
+        return self
+
+    async def __aexit__(self, *ending: object) -> None:
+        """Let calls in flight end, and wait for them."""
+        await self._end()
+
+    async def _end(self) -> None:
+        if self._running is None:
+            return
+        if not self._running.done():
+            self._run.drain(Stop(Exit.STOPPED, "the caller left the loop"))
+        self.account = await self._running
+
     async def __aiter__(self) -> AsyncIterator[RunResult]:
         """Run, and yield each job's result.
 
@@ -59,7 +83,7 @@ class BatchRun:
             BananaError: the run could not begin; nothing was sent.
         """
         # The one task outside the pool: the run goes on while the caller looks at a result.
-        running = asyncio.create_task(self._run.run(), name="run")
+        running = self._running = asyncio.create_task(self._run.run(), name="run")
         running.add_done_callback(lambda _: self._settled.put_nowait(None))
         told: set[int] = set()
         try:
@@ -68,9 +92,7 @@ class BatchRun:
                     told.add(index)
                     yield self._result(index)
         finally:
-            if not running.done():
-                self._run.drain(Stop(Exit.STOPPED, "the caller left the loop"))
-            self.account = await running
+            await self._end()
         for result in self._others(told):
             yield result
 

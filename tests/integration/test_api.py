@@ -1,5 +1,7 @@
 """The Python API: the same run, as an async iterator of typed results."""
 
+import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,36 @@ async def test_leaving_the_loop_drains(tmp_path: Path) -> None:
     assert batch.account.jobs[JobState.IN_DOUBT] == 0
     assert len(await _all(tmp_path / "out")) == len(JOBS)
     assert len(read_charges(tmp_path / "out" / "sandbox")) == len(JOBS)
+
+
+@pytest.mark.parametrize("how", ["break", "raise", "timeout"])
+def test_a_program_that_leaves_the_run_and_ends_waits_for_its_calls(tmp_path: Path, how: str) -> None:
+    """Whatever takes it out of the `async with`, the last thing before its event loop ends: nothing is in doubt."""
+    batch = run_batch(JOBS, _settings(tmp_path / "out", concurrency=2))
+
+    async def main() -> None:
+        async with asyncio.timeout(None) as clock, batch:
+            async for _ in batch:
+                if how == "timeout":
+                    clock.reschedule(0)
+                    await asyncio.sleep(60)
+                if how == "raise":
+                    raise LookupError
+                break
+
+    with contextlib.suppress(LookupError, TimeoutError):
+        asyncio.run(main())
+    assert batch.account is not None
+    assert batch.account.jobs[JobState.IN_DOUBT] == batch.account.jobs[JobState.SENDING] == 0
+    assert len(read_charges(tmp_path / "out" / "sandbox")) == batch.account.jobs[JobState.DONE]
+
+
+@pytest.mark.parametrize("setting", [{"dry_run": True}, {"on_finish": "true"}, {"allow_host": ["!!:99999999"]}])
+def test_settings_that_mean_nothing_in_code_are_refused(tmp_path: Path, setting: dict[str, object]) -> None:
+    """Before anything is sent or written: a dry run that bought would be the worst of surprises."""
+    with pytest.raises(UsageError):
+        run_batch(JOBS, _settings(tmp_path / "out", **setting))
+    assert not (tmp_path / "out").exists()
 
 
 async def test_a_limit_leaves_the_rest_pending(tmp_path: Path) -> None:
