@@ -49,10 +49,10 @@ class Source(Struct):
             InputMissing: it can't be opened or read at all.
         """
         read = READERS[self.format]
-        if self.path is None:
-            yield from read(stdin, report)
-            return
         try:
+            if self.path is None:
+                yield from read(stdin, report)
+                return
             with self.path.open("rb") as file:
                 stream = Hashed(file)
                 content: Readable = Gunzipped(stream) if self.packed else stream
@@ -63,7 +63,9 @@ class Source(Struct):
             raise InputMissing(f"{printable(self.name)}: {failed.strerror}") from None
 
     def hashed(self) -> bytes | None:
-        """Return the hash of the file's bytes, reading it only where that was not done; None: standard input."""
+        """Return the hash of the file's bytes, reading it only where that was not done; None: it is read but once."""
+        if self.path is not None and self.path.exists() and not self.path.is_file():
+            return None  # a pipe
         if self.digest is None and self.path is not None:
             try:
                 with self.path.open("rb") as file:

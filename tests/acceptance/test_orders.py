@@ -123,3 +123,24 @@ def test_a_folder_that_is_gone_is_told(folder: Path) -> None:
             timeout=60,
         )  # fmt: skip
         assert (ended.returncode, "was deleted" in ended.stderr) == (66, True), ended.stderr
+
+
+def test_a_manifest_from_a_pipe_may_grow(folder: Path) -> None:
+    """`<(...)` can be read but once: a batch that is there already is planned from it as a new one is."""
+    arguments = "-m banana_batch run /dev/stdin --format csv --sandbox -o out -q"
+    for rows in (TWO, TWO + "c,Nano Banana\n"):
+        ended = subprocess.run(
+            ["/bin/sh", "-c", f"printf '%s' '{rows}' | {sys.executable} {arguments}"], cwd=folder,
+            env=environment(folder), capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert (ended.returncode, ended.stderr) == (0, "")
+    assert command("status", "out", "--json", cwd=folder).summary["jobs"]["done"] == 3
+
+
+def test_an_unreadable_standard_input_is_told(folder: Path) -> None:
+    """Opened for writing alone: 66, and no bug."""
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f"exec {sys.executable} -m banana_batch run - --format csv --sandbox -o out 0>/dev/null"],
+        cwd=folder, env=environment(folder), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (ended.returncode, "bug" in ended.stderr) == (66, False), ended.stderr
