@@ -117,9 +117,14 @@ class Manifests:
         """
         if self._saw_local_references or any(source.path is None for source in self._sources):
             return None
+        hashes = [file.hashed() for file in self._files]
+        if None in hashes:
+            return None
         settings = {name: getattr(self._settings, name) for name in _PLANNING}
         parts: list[Any] = [CANONICAL_VERSION, _PLAN_VERSION, settings]
-        parts += [(file.format, file.packed, (file.hashed() or b"").hex()) for file in self._files]
+        parts += [
+            (file.format, file.packed, (found or b"").hex()) for file, found in zip(self._files, hashes, strict=True)
+        ]
         parts += [job_file.sha256.hex() for job_file in self._job_files]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 
