@@ -34,9 +34,9 @@ class BatchRun:
     """A run of jobs that a program made. Iterate it once, inside `async with`; each job is yielded once.
 
     Jobs that this run settles come as they settle, the others at the end, in the order given: done earlier, or
-    still pending because a budget, a limit or the endpoint ended the run. Leaving the
-    `async with` early drains: calls in flight are finished and recorded. Without it, Python does not wait for a loop
-    that was left, and ends what is in flight with the event loop: in doubt.
+    still pending because a budget, a limit or the endpoint ended the run. Leaving the `async with` early
+    drains: calls in flight are finished and recorded. Without it, Python does not wait for a loop that was left, and
+    ends what is in flight with the event loop: in doubt.
 
     Attributes:
         account: How the run went, once the iteration has ended; `account.exit` is the command's exit code.

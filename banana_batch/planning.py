@@ -230,10 +230,19 @@ def _born(order: Order) -> Prepared:
     return prepared
 
 
-def _existing(order: Order) -> Prepared:
-    db = database.open_writer(order.out)
+def _opened(out: Path) -> sqlite3.Connection:
+    db = database.open_writer(out)
     try:
-        refuse_the_past(db, order.out)
+        refuse_the_past(db, out)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _existing(order: Order) -> Prepared:
+    db = _opened(order.out)
+    try:
         prepared = Prepared(db, Difference())
         mark = _mark(order)
         prepared.unchanged = bool(mark) and runs.recall(db, FINGERPRINT) == mark
@@ -380,12 +389,6 @@ def opened_for_images(
     @contextlib.contextmanager
     def ready() -> Iterator[Prepared]:
         with batch_lock(out):
-            db = database.open_writer(out)
-            try:
-                refuse_the_past(db, out)
-            except BaseException:
-                db.close()
-                raise
-            yield Prepared(db, Difference(), unchanged=True)
+            yield Prepared(_opened(out), Difference(), unchanged=True)
 
     return out, settings, ready

@@ -13,7 +13,7 @@ from banana_batch.errors import Exit, ManifestError
 from banana_batch.images.names import FOLDER_SIZE
 from banana_batch.store import evidence
 from tests.acceptance.command import command
-from tests.integration.whole_runs import gateway, run_batch, scratch
+from tests.integration.whole_runs import Gateway, gateway, run_batch, scratch
 from tests.torture import corrupt
 from tests.torture.corrupt import LOG, STATE, WAL, Snapshot, would_send
 
@@ -157,13 +157,18 @@ async def test_starting_over_as_told_is_no_damage(out: Path) -> None:
     assert (out / f"{LOG}.old").exists()
 
 
+async def put_back(out: Path, peer: Gateway) -> None:
+    """Buy a, then b and c; put the state of between back."""
+    await run_batch(out, peer.url, ["a", "b", "c"], limit=1)
+    shutil.copy(out / STATE, out.parent / "backup")
+    await run_batch(out, peer.url, ["a", "b", "c"])
+    shutil.copy(out.parent / "backup", out / STATE)
+
+
 async def test_an_older_copy_put_back_is_refused(out: Path) -> None:
     """A backup of the state from before the last run would buy its images again: 65."""
     async with gateway() as peer:
-        await run_batch(out, peer.url, ["a", "b", "c"], limit=1)
-        shutil.copy(out / STATE, out.parent / "backup")
-        await run_batch(out, peer.url, ["a", "b", "c"])
-        shutil.copy(out.parent / "backup", out / STATE)
+        await put_back(out, peer)
         with pytest.raises(ManifestError, match=r"older than run\.log"):
             await run_batch(out, peer.url, ["a", "b", "c"])
     assert sorted(peer.posts) == ["a", "b", "c"]
@@ -172,10 +177,7 @@ async def test_an_older_copy_put_back_is_refused(out: Path) -> None:
 async def test_an_older_copy_put_back_is_refused_without_its_log_too(out: Path) -> None:
     """The log was rotated away, or lies elsewhere: the images tell. No command touches such a batch."""
     async with gateway() as peer:
-        await run_batch(out, peer.url, ["a", "b", "c"], limit=1)
-        shutil.copy(out / STATE, out.parent / "backup")
-        await run_batch(out, peer.url, ["a", "b", "c"])
-        shutil.copy(out.parent / "backup", out / STATE)
+        await put_back(out, peer)
         (out / LOG).rename(out / f"{LOG}.1")
         with pytest.raises(ManifestError, match="older than its images"):
             await run_batch(out, peer.url, ["a", "b", "c"])
