@@ -1,6 +1,7 @@
 """What can end a run, each with its exit code and what the user can do.
 
 BananaError
+├── Stopped            7  before anything was sent
 ├── UsageError        64  the command line
 ├── ManifestError     65  bad rows, or a damaged state file
 ├── InputMissing      66
@@ -95,6 +96,12 @@ def bug_text(failed: BaseException) -> str:
     where = traceback.extract_tb(failed.__traceback__)[-3:]
     places = ", ".join(f"{frame.filename.rsplit('/', 2)[-1]}:{frame.lineno}" for frame in where)
     return f"a bug here: {type(failed).__name__} at {places}"
+
+
+class Stopped(BananaError):
+    """The user stopped a run that was still reading its manifest."""
+
+    exit = Exit.STOPPED
 
 
 class UsageError(BananaError):

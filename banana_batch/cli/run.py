@@ -27,7 +27,7 @@ from . import outcome
 from .hook import on_finish
 from .options import with_settings
 from .plan import plan_json, plan_text
-from .terminal import Terminal, confirmed, signals
+from .terminal import Terminal, breakable, confirmed, signals
 
 RESOLVERS = 16  # names looked up at once: dead name servers of image hosts must not keep the gateway's name waiting
 DESCRIPTORS = 32_768  # at `-c 10000` a paid call, its fetch and its file, and some
@@ -50,7 +50,7 @@ def run(manifests: Manifests, options: dict[str, Any]) -> int:
         work = Work(
             order.out,
             order.settings,
-            lambda: made_ready(order),
+            lambda: breakable(lambda: made_ready(order)),
             os.environ,
             run_command=["banana-batch", *sys.argv[1:]],
         )

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from banana_batch import money
 from banana_batch.batch import Run
 from banana_batch.engine.stops import Stop
-from banana_batch.errors import Exit
+from banana_batch.errors import Exit, Stopped
+from banana_batch.planning import Prepared
 from banana_batch.report.moments import local_text
 from banana_batch.report.progress import Progress, status_line
 from banana_batch.report.stream import Stream
@@ -20,6 +22,7 @@ from banana_batch.text import plural, printable
 
 # One keystroke may arrive twice, and one hang-up from the system and the shell: the second counts after this long.
 _SECOND_AFTER_S = 1.0
+_NOTICED_WITHIN_S = 0.25
 
 
 class Terminal:
@@ -123,10 +126,7 @@ async def signals(run: Run, view: Terminal) -> AsyncIterator[None]:
     def show() -> None:
         view.emit("note", message=status_line(run.tally))
 
-    handled = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        # A lost ssh, a closed window: calls in flight are let end. Under nohup it is no order at all.
-        handled.append(signal.SIGHUP)
+    handled = _orders()
     for number in handled:
         loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGUSR1, show)
@@ -135,3 +135,60 @@ async def signals(run: Run, view: Terminal) -> AsyncIterator[None]:
     finally:
         for number in (*handled, signal.SIGUSR1):
             loop.remove_signal_handler(number)
+
+
+def _orders() -> list[signal.Signals]:
+    """Return the signals that are an order to stop."""
+    # A lost ssh, a closed window: calls in flight are let end. Under nohup it is no order at all.
+    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+
+
+class _Broken(BaseException):
+    """Raised wherever the program is; no handler of errors takes it for one."""
+
+
+@contextlib.contextmanager
+def breakable(ready: Callable[[], AbstractContextManager[Prepared]]) -> Iterator[Prepared]:
+    """Let an order to stop break off what comes before the first request: a manifest of a million rows is long to
+    read, a pipe may never end, and there is nothing in flight to wait for.
+
+    Raises:
+        Stopped: it was broken off.
+    """
+    told: list[signal.Signals] = []
+
+    def halt(number: int, _frame: object) -> None:
+        if not told:
+            told.append(signal.Signals(number))
+            raise _Broken
+
+    with contextlib.ExitStack() as stack:
+        try:
+            with _handled_by(halt):
+                prepared = stack.enter_context(ready())
+        except BaseException:
+            if not told:
+                raise
+            raise Stopped(f"{told[0].name}: stopped before anything was sent", "run again; nothing is lost") from None
+        yield prepared
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Handle orders to stop where the program is, and no longer between two turns of the loop.
+
+    Unlike the loop's own handlers these end a system call that waits, too.
+    """
+    before = {number: signal.signal(number, handler) for number in _orders()}
+    # One that comes while this thread waits for its turn would be noticed after the next system call only: ended, too.
+    ticking = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, _NOTICED_WITHIN_S, _NOTICED_WITHIN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, ticking)
+        for number, handled in before.items():
+            signal.signal(number, handled)
+            signal.siginterrupt(number, False)  # as the loop has it

@@ -6,16 +6,19 @@ import os
 import signal
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from banana_batch import money
 from banana_batch.cli.run import _Resolvers
 from banana_batch.sandbox.config import Latency, SandboxConfig
 
-from .command import JOBS, KEY, charges, command, credits_of, live, results, tree, until
+from .command import JOBS, KEY, Live, charges, command, credits_of, live, results, tree, until
 from .peer import serving
 
 ROWS = "prompt,model\n" + "".join(f"row {number},Nano Banana\n" for number in range(1, 21))
@@ -180,3 +183,42 @@ def test_an_ended_run_waits_for_no_name_server() -> None:
     left = [thread for thread in threading.enumerate() if thread.name.startswith("names")]
     answered.set()
     assert len(left) == 1
+
+
+@contextmanager
+def waiting_for_rows(tmp_path: Path, said: bytes) -> Iterator[Live]:
+    """A run of a pipe that said some rows and then nothing, for as long as it is open."""
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    arguments = ("run", pipe, "--sandbox", "--json", "-o", tmp_path / "out")
+    with live(*arguments, cwd=tmp_path) as run, pipe.open("wb", buffering=0) as rows:
+        rows.write(said)
+        yield run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_waits_for_its_manifest_can_be_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    """A pipe that never speaks: nothing is on the wire, so one order ends the run; nothing is left, all is told."""
+    with waiting_for_rows(tmp_path, b"a lighthouse\n") as run:
+        until((tmp_path / "out" / ".lock").exists)
+        run.signal(number)
+        ended = run.end()
+    assert (ended.code, ended.summary["reason"]) == (7, "stopped")
+    assert f"{number.name}: stopped before anything was sent" in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_is_left_as_it_was_by_a_run_that_is_stopped_early(tmp_path: Path) -> None:
+    """A run that is told to stop while it reads new rows changes nothing, and the next goes on."""
+    (tmp_path / "rows.txt").write_text("a lighthouse\n")
+    out = tmp_path / "out"
+    assert command("run", "rows.txt", "--sandbox", "-o", out, cwd=tmp_path).code == 0
+    held = (out / ".lock").stat().st_mtime_ns
+    with waiting_for_rows(tmp_path, b"a lighthouse\na basalt cliff\n") as run:
+        until(lambda: (out / ".lock").stat().st_mtime_ns != held)
+        run.signal(signal.SIGTERM)
+        ended = run.end()
+    assert (ended.code, ended.summary["jobs"]["done"], ended.summary["jobs"]["pending"]) == (7, 1, 0)
+    again = command("run", "rows.txt", "--sandbox", "--json", "-o", out, cwd=tmp_path)
+    assert (again.code, again.summary["jobs"]["done"]) == (0, 1)
