@@ -130,7 +130,8 @@ class Run:
                     with runs.telling_disk():
                         return await self._begun(begun, prepared, resend=resend)
                 except BaseException as failed:
-                    code = failed.exit if isinstance(failed, BananaError) else Exit.BUG
+                    cut = isinstance(failed, asyncio.CancelledError)  # by a program: the command never does
+                    code = failed.exit if isinstance(failed, BananaError) else Exit.INTERRUPTED if cut else Exit.BUG
                     with contextlib.suppress(sqlite3.Error):
                         runs.end_run(db, run, self._clock.wall_us(), code)
                     raise

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from banana_batch import Job, RunResult, Settings, run_batch
+from banana_batch.api import BatchRun
 from banana_batch.errors import Exit, ManifestError, UsageError
 from banana_batch.lifecycle import JobState
 from banana_batch.sandbox.charges import read_charges
+from banana_batch.store import database, queries
+from tests.integration.answers_peer import CANARY
+from tests.integration.whole_runs import Arrived, Gateway, gateway
 
 JOBS = [Job(prompt=f"a cat, number {number}", id=f"cat-{number}", meta={"number": number}) for number in range(5)]
 
@@ -52,6 +56,36 @@ async def test_leaving_the_loop_drains(tmp_path: Path) -> None:
     assert batch.account.jobs[JobState.IN_DOUBT] == 0
     assert len(await _all(tmp_path / "out")) == len(JOBS)
     assert len(read_charges(tmp_path / "out" / "sandbox")) == len(JOBS)
+
+
+async def test_a_program_that_cancels_twice_cuts_calls_off(out: Path) -> None:
+    """The first drains; the second is a hard stop, and no bug: 130, and what was on the wire is in doubt."""
+    arrived = asyncio.Event()
+
+    async def never(peer: Gateway, _arrived: Arrived) -> bytes | None:
+        arrived.set()
+        await peer.hold.wait()
+        return None
+
+    async def read(batch: BatchRun) -> None:
+        async with batch as run:
+            async for _ in run:
+                pass
+
+    async with gateway(never) as peer:
+        settings = Settings(out=out, base_url=peer.url, concurrency=1)
+        reading = asyncio.create_task(read(run_batch(JOBS, settings, environ={"TT_API_KEY": CANARY})))
+        await arrived.wait()
+        for _ in range(2):
+            reading.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+    with contextlib.closing(database.open_reader(out)) as db:
+        last = queries.last_run(db)
+        assert last is not None
+        assert (last.exit, queries.counts(db)[JobState.SENDING]) == (Exit.INTERRUPTED, 0)
+        assert queries.counts(db)[JobState.IN_DOUBT] == 1
 
 
 @pytest.mark.parametrize("how", ["break", "raise", "timeout"])
