@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from . import accounting, money
 from .accounting import Span
@@ -15,7 +15,7 @@ from .endpoint.key import load_key
 from .engine.pool import Ending, Pool, PoolConfig
 from .engine.sending import Rules
 from .engine.stops import Stop, exit_code
-from .errors import REASONS, BananaError, DiskError, Exit, KeyRefused
+from .errors import REASONS, BananaError, DiskError, Exit, KeyRefused, worst
 from .estimating import Estimate, Estimates
 from .images.fetcher import COMMIT_THREADS, DISK_THREADS
 from .lifecycle import JobState
@@ -184,7 +184,7 @@ class Run:
                 await closing
             if trouble is not None:
                 self._events.emit("note", message=trouble)
-            self._events.emit("run_ended", exit=int(code), reason=REASONS[code])
+            self._events.emit("run_ended", exit=int(account.exit), reason=REASONS[account.exit])
         return account
 
     # Beginning.
@@ -387,6 +387,9 @@ class Run:
                 runs.tell_listed(db, begun.run)
             write_summary(out, account)
         except DiskError as failed:
+            account = structs.replace(account, exit=worst((code, failed.exit)))
+            with contextlib.suppress(sqlite3.Error):  # as full as it was
+                runs.end_run(db, begun.run, self._clock.wall_us(), account.exit)
             return account, f"the results could not be written: {failed}; banana-batch export {out}"
         return account, None
 

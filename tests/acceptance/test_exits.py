@@ -13,7 +13,7 @@ from banana_batch.errors import REASONS, Exit
 from banana_batch.sandbox.config import Latency, SandboxConfig
 from banana_batch.sandbox.faults import Canned, Fault, FaultKind
 
-from .command import KEY, Ended, command, live, until
+from .command import KEY, Ended, command, live, results, until
 from .peer import refusal, serving, sold
 
 CHEAP = "prompt,model\na,Nano Banana\nb,Nano Banana\nc,Nano Banana\n"
@@ -204,3 +204,17 @@ def test_trouble_is_told_without_traceback_or_key(name: str, ends: dict[str, "Fu
 def test_every_code_has_a_scenario() -> None:
     """Only a bug here (70) and a broken disk (74) are proved elsewhere."""
     assert {code for code, _, _ in SCENARIOS.values()} == set(Exit) - {Exit.BUG, Exit.DISK}
+
+
+def test_results_that_cannot_be_written_are_no_success(tmp_path: Path) -> None:
+    """Who reads results.jsonl at seven in the morning is told: 74, with every image kept; the next run writes them."""
+    with serving() as peer:
+        out = tmp_path / "out"
+        (out / "results.jsonl").mkdir(parents=True)
+        ended = peer.run(_manifest(tmp_path), "--json", "-o", out, cwd=tmp_path)
+        assert (ended.code, ended.summary["reason"], ended.summary["jobs"]["done"]) == (74, "disk", 3)
+        assert f"banana-batch export {out}" in ended.err
+        assert command("status", out, "--json", cwd=tmp_path).summary["exit"] == 74
+        (out / "results.jsonl").rmdir()
+        assert peer.run(_manifest(tmp_path), "-o", out, cwd=tmp_path).code == 0
+        assert len(results(out)) == len(peer.charges) == 3
