@@ -41,6 +41,17 @@ def usable_quota(value: object) -> int | None:
     The endpoint documents an integer; its sister products send numeric strings, so both are read,
     and decimals too. Booleans, negatives, NaN and amounts above a million credits are not prices.
     """
+    amount = _stated(value)
+    return None if amount is None or amount > MAX_USABLE_CREDITS else to_micro(amount)
+
+
+def is_beyond_price(value: object) -> bool:
+    """Tell whether the endpoint states an amount that is no price, for being above a million credits."""
+    amount = _stated(value)
+    return amount is not None and amount > MAX_USABLE_CREDITS
+
+
+def _stated(value: object) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, int | str | Decimal):
         return None
     if isinstance(value, str) and (len(value) > 32 or value != value.strip() or "_" in value):
@@ -49,9 +60,7 @@ def usable_quota(value: object) -> int | None:
         amount = Decimal(value)
     except (InvalidOperation, ValueError):
         return None
-    if not amount.is_finite() or amount.is_signed() or amount > MAX_USABLE_CREDITS:
-        return None
-    return to_micro(amount)
+    return None if not amount.is_finite() or amount.is_signed() else amount
 
 
 def credits_text(micro: int) -> str:

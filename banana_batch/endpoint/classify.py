@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from banana_batch.errors import Exit
 from banana_batch.models import Answer, Backoff, Outcome, Signal, StopRule, Verdict
-from banana_batch.money import usable_quota
+from banana_batch.money import is_beyond_price, usable_quota
 
 from . import wire
 
@@ -53,10 +53,12 @@ _KEY_HINT = "check the key (--key-file, TT_API_KEY) and the account in the TTAPI
 _GATEWAY_HINT = "check --base-url: the endpoint lives at <base url>/gemini/image/generate"
 _CLOCK_HINT = "check the machine's clock, --base-url and, behind a company proxy, --ca-file"
 _TLS_HINT = "nothing was sent: TLS with the gateway fails; check --base-url, --proxy and the network"
+_PRICE_HINT = "look at your account: what the image cost is not known, and counts as its reserve"
 _ROWS_HINT = "the endpoint refuses every row: mend the manifest, or try one row by hand"
 
 OK = Verdict("ok", _PAID, Signal.GOOD)
 QUOTA_BAD = Verdict("quota_bad", _PAID, Signal.GOOD)
+QUOTA_ABSURD = Verdict("quota_absurd", _PAID, Signal.GOOD, stop=StopRule(Exit.PROTOCOL, _PRICE_HINT))
 
 DNS = _not_sent("dns")
 CONNECT = _not_sent("connect")
@@ -100,8 +102,8 @@ NO_IMAGE_URL = _doubt("no_image_url", _unknown_protocol(2))
 UNKNOWN_ENVELOPE = _doubt("unknown_envelope", _unknown_protocol(3))
 NOT_JSON = _doubt("not_json", _unknown_protocol(2))
 TRUNCATED = _doubt("truncated")
-AMBIGUOUS = _doubt("ambiguous", _unknown_protocol(3))
-TOO_LARGE = _doubt("too_large", _unknown_protocol(3))
+AMBIGUOUS = _doubt("ambiguous", _unknown_protocol(1))
+TOO_LARGE = _doubt("too_large", _unknown_protocol(1))
 ENCODED = _doubt("encoded", _unknown_protocol(3))
 
 
@@ -122,6 +124,7 @@ _CHARGED = {_PAID: "yes", _NOT_SENT: "no", _REFUSED: "no (assumed)", _FOR_NOW: "
 _SEEN: tuple[tuple[Verdict, str], ...] = (
     (OK, "200 SUCCESS with an image_url and a usable quota"),
     (QUOTA_BAD, "200 SUCCESS with an image_url, quota missing or no price: the reserve stays at risk"),
+    (QUOTA_ABSURD, "the same, and the quota is above a million credits"),
     (DNS, "the name can't be resolved"),
     (CONNECT, "refused, unreachable, or no connection in time"),
     (PROXY_REFUSED, "the proxy can't be reached or refuses the tunnel"),
@@ -251,7 +254,9 @@ def _succeeded(envelope: wire.Envelope) -> Finding:
     if url is None:
         return Finding(NO_IMAGE_URL, message=f"SUCCESS without an image_url; quota {envelope.data.get('quota')!s:.40}")
     if credits_micro is None:
-        return Finding(QUOTA_BAD, Answer(url, None), f"quota {envelope.data.get('quota')!s:.40} is no price")
+        quota = envelope.data.get("quota")
+        verdict = QUOTA_ABSURD if is_beyond_price(quota) else QUOTA_BAD
+        return Finding(verdict, Answer(url, None), f"quota {quota!s:.40} is no price")
     return Finding(OK, Answer(url, credits_micro))
 
 

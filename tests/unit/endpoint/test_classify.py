@@ -26,8 +26,9 @@ _STOPS = {
     "no_image_url": (Exit.PROTOCOL, 2, False),
     "unknown_envelope": (Exit.PROTOCOL, 3, False),
     "not_json": (Exit.PROTOCOL, 2, False),
-    "ambiguous": (Exit.PROTOCOL, 3, False),
-    "too_large": (Exit.PROTOCOL, 3, False),
+    "quota_absurd": (Exit.PROTOCOL, 1, False),
+    "ambiguous": (Exit.PROTOCOL, 1, False),
+    "too_large": (Exit.PROTOCOL, 1, False),
     "encoded": (Exit.PROTOCOL, 3, False),
 }
 _RETRIES = {
