@@ -52,8 +52,6 @@ WIDE = 256  # calls in flight of which the images come in bursts
 CROWD, CROWD_OF_BURSTS = 4, 2
 __all__ = ["LOG_NAME", "Machinery", "Run", "View", "Work"]
 
-_OF_IMAGES = frozenset({JobState.PAID, JobState.LOST})
-
 
 class _Begun(Struct):
     """A run that has begun: what its end needs."""
@@ -347,14 +345,11 @@ class Run:
 
     def _close_run(self, db: sqlite3.Connection, begun: _Begun, stops: list[Stop], *, limited: bool) -> Exit:
         runs.doubt_interrupted(db, runs.DIED)
-        blocked = queries.blocked(db, manifest_only=self._work.sends)
-        if self._work.sends:
-            code = exit_code(stops, queries.manifest_counts(db), limited=limited, blocked=blocked)
-        else:
+        jobs, blocked = queries.manifest_counts(db), queries.blocked(db)
+        if not self._work.sends:
             # Only images were asked for; what waits to be bought is no part of it.
-            jobs = queries.counts(db)
-            asked = {state: jobs[state] if state in _OF_IMAGES else 0 for state in JobState}
-            code = exit_code(stops, asked, limited=True, blocked=blocked)
+            jobs |= {JobState.PENDING: 0, JobState.SENDING: 0}
+        code = exit_code(stops, jobs, limited=limited or not self._work.sends, blocked=blocked)
         runs.end_run(db, begun.run, self._clock.wall_us(), code)
         return code
 

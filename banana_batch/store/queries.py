@@ -99,13 +99,12 @@ def counts(db: sqlite3.Connection) -> dict[JobState, int]:
     return {state: int(found.get(state, 0)) for state in JobState}
 
 
-def blocked(db: sqlite3.Connection, *, manifest_only: bool) -> bool:
-    """Tell whether a paid image waits whose url may not be fetched."""
-    also = " AND position IS NOT NULL" if manifest_only else ""
+def blocked(db: sqlite3.Connection) -> bool:
+    """Tell whether a paid image of the current manifest waits whose url may not be fetched."""
     return bool(
         db.execute(
             "SELECT EXISTS (SELECT 1 FROM jobs CROSS JOIN images USING (job)"
-            f" WHERE state = 'paid' AND error_class = 'image_blocked'{also})"
+            " WHERE state = 'paid' AND error_class = 'image_blocked' AND position IS NOT NULL)"
         ).fetchone()[0]
     )
 

@@ -218,3 +218,19 @@ def test_results_that_cannot_be_written_are_no_success(tmp_path: Path) -> None:
         (out / "results.jsonl").rmdir()
         assert peer.run(_manifest(tmp_path), "-o", out, cwd=tmp_path).code == 0
         assert len(results(out)) == len(peer.charges) == 3
+
+
+def test_a_download_is_judged_like_a_run_but_for_what_waits_to_be_bought(tmp_path: Path) -> None:
+    """Doubts and failures are told by each command that ends a run; rows that left the manifest by none."""
+    canned = [None, Fault(FaultKind.DROP_AFTER_CHARGE), refusal(400, "banned word")]
+    with serving(canned=canned) as peer:
+        rows, out = _manifest(tmp_path, "prompt,model,id\n" + "".join(f"{x},Nano Banana,{x}\n" for x in "abcd")), "out"
+        arguments = (rows, "--json", "-o", out, "-c", "1")
+        assert peer.run(*arguments, "--limit", "3", cwd=tmp_path).code == 4
+        fetched = command("download", out, "--json", cwd=tmp_path)
+        assert (fetched.code, fetched.summary["jobs"]["pending"]) == (4, 1)
+        assert command("resolve", out, "--drop", "--all", cwd=tmp_path).code == 0
+        assert command("download", out, "--json", cwd=tmp_path).code == 3
+        rows.write_text("prompt,model,id\na,Nano Banana,a\nd,Nano Banana,d\n")
+        assert peer.run(*arguments, cwd=tmp_path).code == 0
+        assert command("download", out, "--json", cwd=tmp_path).code == 0

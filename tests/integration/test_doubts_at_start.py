@@ -121,7 +121,7 @@ async def test_results_that_could_not_be_written_are_written_by_the_next_run(
         await run_batch(out, peer.url, ["a", "b"], limit=1)
         with monkeypatch.context() as patched:
             patched.setattr(Listing, "write", fails)
-            assert (await run_batch(out, peer.url, ["a", "b"])).exit is Exit.DONE
+            assert (await run_batch(out, peer.url, ["a", "b"])).exit is Exit.DISK
         assert _listed(out) == ["done", "pending"]
         for _ in range(2):
             before = (out / "results.jsonl").stat().st_ino
