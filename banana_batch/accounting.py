@@ -7,9 +7,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from .engine.budget import reserve_for
 from .errors import Exit
 from .lifecycle import JobState
-from .models import Kind
+from .models import Caps, Kind
 from .report.account import Account, FailureLine, JobLine, KindLine, run_summary
 from .report.tally import Outage
 from .store import queries
@@ -23,6 +24,14 @@ class Span(Struct, frozen=True):
     elapsed_s: float
     first_attempt: int
     run: int
+
+
+def is_budget_used_up(db: sqlite3.Connection, caps: Caps, run: int) -> bool:
+    """Tell whether jobs wait of which the caps forbid each, whatever else ended the run."""
+    prices = {past.kind: past.highest_micro for past in queries.history(db, latencies=False)}
+    sums = queries.totals(db), queries.run_totals(db, run)
+    waiting = queries.pending_kinds(db)
+    return bool(waiting) and all(reserve_for(prices.get(kind), caps, *sums, 0) is None for kind in waiting)
 
 
 def account_of(

@@ -349,6 +349,9 @@ class Run:
         if not self._work.sends:
             # Only images were asked for; what waits to be bought is no part of it.
             jobs |= {JobState.PENDING: 0, JobState.SENDING: 0}
+        elif not limited and accounting.is_budget_used_up(db, self._settings.caps, begun.run):
+            # Also where an order or a deadline came before the send that the budget would have forbidden.
+            stops = [*stops, Stop(Exit.BUDGET, "the budget is reached")]
         code = exit_code(stops, jobs, limited=limited or not self._work.sends, blocked=blocked)
         runs.end_run(db, begun.run, self._clock.wall_us(), code)
         return code

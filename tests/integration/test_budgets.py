@@ -12,7 +12,7 @@ from banana_batch.models import QueuedJob, Reserve
 from banana_batch.money import MICRO
 from banana_batch.store.state import StateStore
 from tests.integration.answers_peer import answer, failed
-from tests.integration.whole_runs import Arrived, Gateway, Watcher, attempts, gateway, run_batch
+from tests.integration.whole_runs import Arrived, Gateway, Watcher, attempts, gateway, run_batch, stopping
 
 
 def jobs(count: int) -> list[str]:
@@ -350,3 +350,25 @@ async def test_credits_that_become_free_past_the_deadline_buy_nothing(out: Path)
     async with gateway(said) as peer:
         ended = await run_batch(out, peer.url, jobs(8), concurrency=8, budget="100", max_duration="1s")
     assert (ended.exit, len(peer.posts), dict(ended.jobs)) == (Exit.STOPPED, 2, {"done": 2, "pending": 6})
+
+
+@pytest.mark.parametrize(("budget", "code"), [("6", Exit.BUDGET), ("7", Exit.BUDGET), ("8", Exit.STOPPED)])
+async def test_a_stop_that_comes_before_the_budget_hides_it_not(out: Path, budget: str, code: Exit) -> None:
+    """Stopped when the last call that the budget allows is out: running again would buy nothing, so it is 5, not 7."""
+    seen: list[Run] = []
+
+    def said(peer: Gateway, arrived: Arrived) -> bytes:
+        if arrived.nth == 3:
+            stopping(seen[0])
+        return peer.sold()
+
+    async with gateway(said) as peer:
+        ended = await run_batch(out, peer.url, jobs(5), budget=budget, max_price="2", watch=seen.append)
+    assert (ended.exit, len(peer.posts), dict(ended.jobs)) == (code, 3, {"done": 3, "pending": 2})
+
+
+async def test_a_limit_that_comes_before_the_budget_is_all_that_was_asked(out: Path) -> None:
+    """`--limit 3` with credits for three: those three are done, 0."""
+    async with gateway() as peer:
+        ended = await run_batch(out, peer.url, jobs(5), budget="6", max_price="2", limit=3)
+    assert (ended.exit, len(peer.posts)) == (Exit.DONE, 3)
