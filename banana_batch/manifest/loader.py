@@ -33,7 +33,7 @@ from .planner import Defaults, Planner
 from .reporting import Report, Unreadable, shown
 from .requests import CANONICAL_VERSION
 from .rows import CHOICES, Choices, allowed
-from .sources import JOB_FILE, TABLES, Source, find_sources
+from .sources import JOB_FILE, TABLES, Source, find_sources, refuse_gainsaid
 from .templates import FilenameTemplate, TemplateError, TextTemplate
 
 # Raise it when the same manifest comes to other file names, ids or meta than before.
@@ -197,11 +197,14 @@ def open_manifests(sources: Sequence[str], settings: Settings, cwd: Path, stdin:
     """Find the manifests and read the job files among them.
 
     Raises:
-        UsageError: no manifest, an unknown format, `-` without a format, a bad template in the settings.
+        UsageError: no manifest, an unknown format, one that a name gainsays, `-` without a format, a bad template in
+            the settings.
         InputMissing: a file does not exist.
         ManifestError: a job file can't be used.
     """
-    return Manifests(find_sources(sources, cwd, settings.format), settings, cwd, stdin)
+    files = find_sources(sources, cwd, settings.format)
+    refuse_gainsaid(files, settings.format)
+    return Manifests(files, settings, cwd, stdin)
 
 
 def run_settings(sources: Sequence[str], cwd: Path, format: str | None = None) -> dict[str, object]:

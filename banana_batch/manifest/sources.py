@@ -106,6 +106,26 @@ def find_sources(names: Sequence[str], folder: Path, format: str | None) -> list
     return sources
 
 
+def refuse_gainsaid(sources: Sequence[Source], format: str | None) -> None:
+    """Refuse a `--format` that no name needs and one gainsays: read by its name, a table would be bought as prompts.
+
+    Raises:
+        UsageError: the first such file.
+    """
+    odd = next((source for source in sources if source.format != JOB_FILE), None)
+    if format is None or odd is None or any(_is(source, format) for source in sources):
+        return
+    name = printable(odd.name)
+    raise UsageError(
+        f"{name}: by its name it is {odd.format}, and --format says {format}",
+        f"leave --format out, or rename it, or let it be read without a name: -o DIR --format {format} - < {name}",
+    )
+
+
+def _is(source: Source, format: str) -> bool:
+    return source.format == format or (format in READERS and READERS.get(source.format) is READERS[format])
+
+
 def _matching(name: str, folder: Path, format: str | None) -> Iterator[Source]:
     if name == STDIN:
         yield _standard_input(format)

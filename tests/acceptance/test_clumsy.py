@@ -73,6 +73,7 @@ SLIPS: dict[str, tuple[int, list[str]]] = {
     "a command that does not exist": (64, ["generate", "two.csv"]),
     "a number that is none": (64, ["run", "two.csv", "--sandbox", "-c", "many"]),
     "a duration that is none": (64, ["run", "two.csv", "--sandbox", "--max-duration", "soon"]),
+    "a table that is to be read as prompts": (64, ["run", "two.csv", "--sandbox", "--format", "txt"]),
     "quiet and loud": (64, ["run", "two.csv", "--sandbox", "-q", "-v"]),
     "several manifests and no folder": (64, ["run", "two.csv", "two.csv", "--sandbox"]),
     "a folder for a manifest": (66, ["run", "folder", "--sandbox", "-o", "out"]),

@@ -13,6 +13,7 @@ import pytest
 from banana_batch.errors import Exit, InputMissing, ManifestError, UsageError
 from banana_batch.job import Job
 from banana_batch.manifest import open_manifests, plan_jobs
+from banana_batch.manifest.sources import find_sources, refuse_gainsaid
 from banana_batch.settings import Settings
 from tests.unit.manifest.planning import plan_files
 
@@ -74,12 +75,30 @@ def test_the_output_folder_is_named_after_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("b\n")
 
     def out(*names: str, sandbox: bool = False) -> Path | None:
-        return plan_files(list(names), tmp_path, stdin=b"x", format="txt").manifests.default_out(sandbox)
+        format = "txt" if "-" in names else None
+        return plan_files(list(names), tmp_path, stdin=b"x", format=format).manifests.default_out(sandbox)
 
     assert out("sub/my.list.csv.gz") == tmp_path / "sub" / "outputs" / "my.list"
     assert out("b.txt", sandbox=True) == tmp_path / "outputs" / "b-sandbox"
     assert out("-") is None
     assert out("b.txt", "sub/my.list.csv.gz") is None
+
+
+def test_a_format_that_a_name_gainsays_is_refused(tmp_path: Path) -> None:
+    """It is for names that do not say it; where none needs it, one of the two is a mistake."""
+    for name in ("a.csv", "b.ndjson", "noname"):
+        (tmp_path / name).write_text('{"prompt": "a"}\n')
+    (tmp_path / "c.toml").write_text('prompt = "a"\n')
+    for names, format in (
+        (["a.csv"], "csv"),
+        (["b.ndjson"], "jsonl"),
+        (["a.csv", "noname"], "txt"),
+        (["c.toml"], "csv"),
+    ):
+        assert find_sources(names, tmp_path, format)
+        refuse_gainsaid(find_sources(names, tmp_path, format), format)
+    with pytest.raises(UsageError, match=r"a\.csv: by its name it is csv, and --format says txt"):
+        refuse_gainsaid(find_sources(["a.csv"], tmp_path, "txt"), "txt")
 
 
 def test_each_empty_manifest_is_told(tmp_path: Path) -> None:
