@@ -75,8 +75,8 @@ def test_the_output_folder_is_named_after_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("b\n")
 
     def out(*names: str, sandbox: bool = False) -> Path | None:
-        format = "txt" if "-" in names else None
-        return plan_files(list(names), tmp_path, stdin=b"x", format=format).manifests.default_out(sandbox)
+        said = "txt" if "-" in names else None
+        return plan_files(list(names), tmp_path, stdin=b"x", format=said).manifests.default_out(sandbox)
 
     assert out("sub/my.list.csv.gz") == tmp_path / "sub" / "outputs" / "my.list"
     assert out("b.txt", sandbox=True) == tmp_path / "outputs" / "b-sandbox"
@@ -89,14 +89,14 @@ def test_a_format_that_a_name_gainsays_is_refused(tmp_path: Path) -> None:
     for name in ("a.csv", "b.ndjson", "noname"):
         (tmp_path / name).write_text('{"prompt": "a"}\n')
     (tmp_path / "c.toml").write_text('prompt = "a"\n')
-    for names, format in (
+    for names, said in (
         (["a.csv"], "csv"),
         (["b.ndjson"], "jsonl"),
         (["a.csv", "noname"], "txt"),
         (["c.toml"], "csv"),
     ):
-        assert find_sources(names, tmp_path, format)
-        refuse_gainsaid(find_sources(names, tmp_path, format), format)
+        assert find_sources(names, tmp_path, said)
+        refuse_gainsaid(find_sources(names, tmp_path, said), said)
     with pytest.raises(UsageError, match=r"a\.csv: by its name it is csv, and --format says txt"):
         refuse_gainsaid(find_sources(["a.csv"], tmp_path, "txt"), "txt")
 
