@@ -22,7 +22,8 @@ from .job import Job
 from .lifecycle import JobState
 from .manifest.loader import index_width, plan_jobs
 from .models import PlannedJob, RunResult
-from .planning import Order, made_ready
+from .ordering import Order
+from .planning import made_ready
 from .report.account import Account
 from .report.results import result_dict
 from .report.tally import Tally
@@ -128,14 +129,14 @@ class _Jobs:
         self.index_width = index_width(settings)
 
     def jobs(self, problems: list[Problem], warnings: list[Problem]) -> Iterator[PlannedJob]:
-        """See planning.JobSource."""
+        """See ordering.JobSource."""
         try:
             yield from plan_jobs(self._jobs, self._settings, warnings=warnings)
         except ManifestError as failed:
             problems += failed.problems
 
     def fingerprint(self) -> bytes | None:
-        """See planning.JobSource: code has no bytes to hash."""
+        """See ordering.JobSource: code has no bytes to hash."""
         return None
 
 

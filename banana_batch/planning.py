@@ -1,4 +1,4 @@
-"""From what the user typed to a batch that is ready to run: sources, settings, folder, rows, differences.
+"""From an order to a batch that is ready to run: folder, rows, differences.
 
 Rule 1: everything is checked before anything is sent; a bad row leaves no trace on the disk.
 Rule 2: `plan` looks and writes nothing; `run` does the same and then makes it so.
@@ -6,21 +6,19 @@ Rule 2: `plan` looks and writes nothing; `run` does the same and then makes it s
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 
 from .addresses import is_loopback
-from .errors import BatchLocked, ManifestError, Problem, SettingsError, UsageError
+from .errors import BatchLocked, ManifestError, Problem, SettingsError
 from .finding import find_batch
-from .images.guard import parse_allow_host
-from .manifest.loader import open_manifests, run_settings
 from .models import PlannedJob
 from .money import credits_text
-from .settings import DEFAULT_BASE_URL, ENV_PREFIX, BadSettings, Settings, environment_settings, resolve
+from .ordering import Order, resolved
+from .settings import DEFAULT_BASE_URL, ENV_PREFIX, Settings
 from .store import database, queries, runs
 from .store.difference import Difference
 from .store.evidence import refuse_the_past, set_log_aside
@@ -28,7 +26,6 @@ from .store.lock import LOCK_NAME, batch_lock
 from .store.planning import Planner
 from .text import plural, printable, shell_line
 
-EXPANSION_LIMIT = 10_000
 DEFAULT_FILENAME = "{index:05d}-{slug}"
 SIDE, SANDBOX_PORT, FINGERPRINT, ALLOWED_HOSTS, BASE_URL = (
     "side",
@@ -39,31 +36,6 @@ SIDE, SANDBOX_PORT, FINGERPRINT, ALLOWED_HOSTS, BASE_URL = (
 )
 IN_SANDBOX, LIVE = "sandbox", "live"
 _OF_THE_BATCH = frozenset(f"{ENV_PREFIX}{name}" for name in ("SANDBOX", "BASE_URL", "ALLOW_HOST"))
-
-
-class JobSource(Protocol):
-    """Where jobs come from: manifests, or a program."""
-
-    index_width: int
-
-    def jobs(self, problems: list[Problem], warnings: list[Problem]) -> Iterator[PlannedJob]:
-        """Yield the planned jobs; what is bad is appended to `problems`."""
-
-    def fingerprint(self) -> bytes | None:
-        """Return a hash of all that planning depends on; None where that can't be told."""
-
-
-class Order(Struct, frozen=True):
-    """What a run is to do.
-
-    Attributes:
-        out: The output folder, absolute.
-        manifests: Where the jobs come from.
-    """
-
-    settings: Settings
-    out: Path
-    manifests: JobSource
 
 
 class Prepared(Struct):
@@ -79,77 +51,6 @@ class Prepared(Struct):
     warnings: list[Problem] = field(default_factory=list)
     fresh: bool = False
     unchanged: bool = False
-
-
-def settle_order(
-    sources: Sequence[str],
-    options: Mapping[str, object],
-    environ: Mapping[str, str],
-    cwd: Path,
-    stdin: BinaryIO,
-    confirm: Callable[[str], bool] = lambda _: False,
-) -> Order:
-    """Resolve the settings and find the output folder.
-
-    Args:
-        confirm: Asks a yes-or-no question; False where there is nobody to ask.
-
-    Raises:
-        UsageError, ManifestError, InputMissing, SettingsError: the user's part has to be mended.
-    """
-    resolved(options, {}, {})  # a slip on the command line is told first, whatever else is wrong
-    format_ = options.get("format", environment_settings(environ).get("format"))
-    job_file = run_settings(sources, cwd, None if format_ is None else str(format_))
-    settings = resolved(options, environ, job_file, printable(sources[0]))
-    manifests = open_manifests(sources, settings, cwd, stdin)
-    _ask_expansion(manifests.count_expansion(), settings, confirm)
-    out = settings.out
-    if out is None:
-        out = manifests.default_out(settings.sandbox)
-    if out is None:
-        raise UsageError(
-            "which output folder? With several manifests, or standard input, there is no default",
-            "name one: -o DIR",
-        )
-    _keep_log_apart(settings.log_file, cwd, [*sources, str(database.state_path(out))])
-    return Order(settings, cwd / out, manifests)
-
-
-def _keep_log_apart(log: Path | None, cwd: Path, files: Sequence[str]) -> None:
-    """Lines appended to a manifest, or to the state file, would be its end."""
-    if log is not None and (cwd / log).resolve() in {(cwd / file).resolve() for file in files}:
-        raise UsageError(f"--log-file: {printable(str(log))} is in use → a file of its own, such as night.log")
-
-
-def _ask_expansion(count: int, settings: Settings, confirm: Callable[[str], bool]) -> None:
-    """A slip of the pen in a matrix makes a million images: counted before one is built."""
-    if count <= EXPANSION_LIMIT or settings.yes:
-        return
-    told = f"the matrix and the copies come to {plural(count, 'image')}"
-    if not confirm(f"{told[0].upper()}{told[1:]}. Go on?"):
-        raise UsageError(
-            f"{told}; nothing was sent",
-            "if that is meant, say --yes",
-        )
-
-
-def resolved(
-    options: Mapping[str, object], environ: Mapping[str, str], job_file: Mapping[str, object], named: str = "job file"
-) -> Settings:
-    """Merge the sources of settings; what can't be used is told by where it came from, a job file as it is `named`."""
-    try:
-        settings = resolve(options, environ, job_file)
-    except BadSettings as failed:
-        lines = "\n".join(map(str, failed.bad))
-        sources = {bad.source for bad in failed.bad}
-        if "option" in sources:
-            raise UsageError(lines, "see banana-batch run --help") from None
-        if "job file" in sources:
-            raise ManifestError(f"{named} [run]: {lines}") from None
-        raise SettingsError(lines, "mend the environment variable") from None
-    for host in settings.allow_host:
-        parse_allow_host(host)
-    return settings
 
 
 @contextlib.contextmanager

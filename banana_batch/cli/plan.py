@@ -8,8 +8,9 @@ from banana_batch import accounting, money
 from banana_batch.errors import Exit
 from banana_batch.lifecycle import JobState
 from banana_batch.models import Kind
+from banana_batch.ordering import Order
 from banana_batch.pacing.latency import Latencies
-from banana_batch.planning import Order, Prepared
+from banana_batch.planning import Prepared
 from banana_batch.report import tables
 from banana_batch.report.account import run_summary
 from banana_batch.store import queries

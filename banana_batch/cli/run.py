@@ -16,7 +16,8 @@ from banana_batch import accounting
 from banana_batch.batch import Run, Work
 from banana_batch.errors import BananaError, Exit
 from banana_batch.finding import working_folder
-from banana_batch.planning import Order, looked_at, made_ready, opened_for_images, settle_order
+from banana_batch.ordering import Order, settle_order
+from banana_batch.planning import looked_at, made_ready, opened_for_images
 from banana_batch.report.account import Account
 from banana_batch.report.stream import Stream
 from banana_batch.report.summary import terminal_text

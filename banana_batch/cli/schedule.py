@@ -13,7 +13,7 @@ import typer
 
 from banana_batch.errors import Exit, UsageError
 from banana_batch.finding import working_folder
-from banana_batch.planning import Order, settle_order
+from banana_batch.ordering import Order, settle_order
 from banana_batch.text import printable, slug
 
 from . import outcome

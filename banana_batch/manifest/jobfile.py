@@ -3,8 +3,8 @@
 `[run]` has options, `[defaults]` request fields, `manifest` other files, `[[jobs]]` rows, `[matrix]` a cross product;
 the jobs come in this order: manifest, jobs, matrix.
 
-Rule 1: a key that means nothing is an error: a misspelt one must not go unnoticed. `[run]`'s own keys are judged
-        with all other settings.
+Rule 1: a key that means nothing is an error: a misspelt one must not go unnoticed. What `[run]` says is judged with
+        all other settings. Names may be written with dashes, as on the command line.
 Rule 2: paths are relative to the job file; dates and times are taken as their text.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 from msgspec import Struct
 
 from banana_batch.errors import InputMissing, ManifestError, Problem
+from banana_batch.settings import Settings, option_name
 from banana_batch.text import printable
 
 from .encoding import Hashed, whole_text
@@ -28,6 +29,7 @@ from .templates import TemplateError, TextTemplate
 
 TABLES = ("run", "defaults", "manifest", "jobs", "matrix")
 DEFAULTS_FIELDS = tuple(RequestFields.model_fields)
+RUN_KEYS = tuple(map(option_name, Settings.model_fields))
 
 _ERROR_LINE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
 _HEADER = re.compile(r"\s*\[{1,2}\s*([A-Za-z0-9_-]+)\s*\]{1,2}\s*(?:#.*)?")
@@ -56,7 +58,7 @@ class JobFile(Struct, frozen=True):
     Attributes:
         path: Absolute.
         name: As the user gave it.
-        run: `[run]` as it stands.
+        run: `[run]` as it stands; `run_lines`: where each of its keys does.
         manifest: Paths and patterns, relative to the job file's folder.
         jobs: Rows of `[[jobs]]` with their lines.
         sha256: Of the file's bytes.
@@ -65,6 +67,7 @@ class JobFile(Struct, frozen=True):
     path: Path
     name: str
     run: Mapping[str, Any]
+    run_lines: Mapping[str, int]
     defaults: DefaultsTable
     manifest: tuple[str, ...]
     jobs: tuple[tuple[int, Mapping[str, Any]], ...]
@@ -136,6 +139,10 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
+def _folded(name: str) -> str:
+    return name.replace("-", "_")
+
+
 class _Lines:
     """Where tables and keys stand. For messages only: TOML's own parser does not tell."""
 
@@ -151,11 +158,12 @@ class _Lines:
                     if table == "jobs":
                         self.rows.append(line)
                 elif key := _KEY.match(written):
-                    self._at.setdefault((table, key[1]), line)
+                    self._at.setdefault((table, _folded(key[1])), line)
             within_text ^= bool((written.count('"""') + written.count("'''")) % 2)
 
     def of(self, table: str, key: str = "") -> int:
         """Return the line of a key, else of its table, else 0."""
+        key = _folded(key)
         places = [(table, key), (table, ""), ("", table)] if table else [("", key), (key, "")]
         return next((self._at[place] for place in places if place in self._at), 0)
 
@@ -171,10 +179,12 @@ class _Reading:
     def job_file(self, path: Path, name: str, sha256: bytes) -> JobFile:
         """Return the job file; what is wrong is told to the report."""
         self._known("", self._data, TABLES)
+        run = self._named("run", RUN_KEYS)
         job_file = JobFile(
             path=path.absolute(),
             name=name,
-            run=self._table("run"),
+            run=run,
+            run_lines={key: self._lines.of("run", key) for key in run},
             defaults=self._defaults(),
             manifest=self._manifest(),
             jobs=self._jobs(),
@@ -203,9 +213,19 @@ class _Reading:
         self._tell(name, "", shown(table), f"a table: [{name}]")
         return {}
 
+    def _named(self, name: str, names: tuple[str, ...]) -> Mapping[str, Any]:
+        """Return a table of these keys and no others."""
+        written = self._table(name)
+        self._known(name, {_folded(key): value for key, value in written.items()}, names)
+        found: dict[str, Any] = {}
+        for key, value in written.items():
+            if _folded(key) in found:
+                self._tell(name, key, "given twice", "one of the two")
+            found[_folded(key)] = value
+        return found
+
     def _defaults(self) -> DefaultsTable:
-        table, report = self._table("defaults"), self._report
-        self._known("defaults", table, DEFAULTS_FIELDS)
+        table, report = self._named("defaults", DEFAULTS_FIELDS), self._report
         report.line = self._lines.of("defaults")
         choices = read_choices({name: table[name] for name in CHOICES if name in table}, report)
         references = read_references(table["refer_images"], report) if table.get("refer_images") else ()

@@ -79,11 +79,6 @@ class Manifests:
         self._parts = [part for source in sources for part in self._parts_of(source)]
         self.index_width = self._filename.index_width
 
-    @property
-    def run_settings(self) -> dict[str, object]:
-        """`[run]` of the job files."""
-        return _merged_run(self._job_files)
-
     def count_expansion(self) -> int:
         """Return how many jobs matrices and `[[jobs]]` copies come to, without making one."""
         return sum(job_file.expansion() for job_file in self._job_files)
@@ -207,7 +202,18 @@ def open_manifests(sources: Sequence[str], settings: Settings, cwd: Path, stdin:
     return Manifests(files, settings, cwd, stdin)
 
 
-def run_settings(sources: Sequence[str], cwd: Path, format: str | None = None) -> dict[str, object]:
+class RunTable(Struct, frozen=True):
+    """`[run]` of all job files together.
+
+    Attributes:
+        places: File and line of each value, by name.
+    """
+
+    values: dict[str, object]
+    places: dict[str, tuple[str, int]]
+
+
+def run_settings(sources: Sequence[str], cwd: Path, format: str | None = None) -> RunTable:
     """Return `[run]` of the job files among the manifests, before there are settings.
 
     Raises:
@@ -284,10 +290,11 @@ def _given_defaults(settings: Settings) -> Defaults:
         raise UsageError(f"--prompt {shown(settings.prompt)}: {bad}") from None
 
 
-def _merged_run(job_files: Iterable[JobFile]) -> dict[str, object]:
-    merged: dict[str, object] = {}
+def _merged_run(job_files: Iterable[JobFile]) -> RunTable:
+    merged = RunTable({}, {})
     for job_file in job_files:
         for name, value in job_file.run.items():
-            if merged.setdefault(name, value) != value:
+            if merged.values.setdefault(name, value) != value:
                 raise UsageError(f"the job files differ in [run] {shown(name)}", f"say --{name.replace('_', '-')}")
+            merged.places.setdefault(name, (job_file.name, job_file.run_lines[name]))
     return merged

@@ -294,7 +294,7 @@ def test_no_try_more_where_none_is_wanted(folder: Path) -> None:
 def test_a_bad_setting_is_told_with_its_place(folder: Path) -> None:
     """The job file it stands in, or the option; never a name that is none."""
     (folder / "night.toml").write_text('[run]\nconcurrency = 0\n[[jobs]]\nprompt = "a"\n')
-    assert "night.toml [run]: concurrency: 0 → greater than or equal to 1" in here("plan", folder / "night.toml").err
+    assert "night.toml:2: run.concurrency: 0 → greater than or equal to 1" in here("plan", folder / "night.toml").err
     assert "--quiet: with --verbose" in here("plan", folder / "two.csv", "-q", "-v").err
 
 

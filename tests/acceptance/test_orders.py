@@ -86,7 +86,7 @@ def test_a_setting_that_is_none_is_not_repeated(folder: Path) -> None:
     """A key under a name of one's own has no place on a screen."""
     (folder / "night.toml").write_text(f'[run]\napi_key = "{KEY}"\n[[jobs]]\nprompt = "a"\n')
     ended = command("plan", "night.toml", cwd=folder)
-    assert (ended.code, "api_key → no such setting" in ended.err, KEY in ended.err) == (65, True, False)
+    assert (ended.code, "api_key: no such key" in ended.err, KEY in ended.err) == (65, True, False)
 
 
 def test_a_plan_refuses_what_the_run_would(folder: Path) -> None:

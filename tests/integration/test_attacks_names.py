@@ -15,7 +15,8 @@ from banana_batch.errors import ManifestError, OutputError
 from banana_batch.images.names import split_stem
 from banana_batch.manifest.names import complaint
 from banana_batch.models import INDEX_MARK
-from banana_batch.planning import looked_at, settle_order
+from banana_batch.ordering import settle_order
+from banana_batch.planning import looked_at
 from tests.integration.racing import race
 from tests.integration.whole_runs import scratch
 from tests.unit.manifest.suites import NAUGHTY

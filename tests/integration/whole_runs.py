@@ -19,7 +19,8 @@ from banana_batch.engine.stops import Stop
 from banana_batch.errors import Exit
 from banana_batch.models import Totals
 from banana_batch.money import MICRO
-from banana_batch.planning import made_ready, settle_order
+from banana_batch.ordering import settle_order
+from banana_batch.planning import made_ready
 from banana_batch.report.phrases import PHRASES
 from banana_batch.report.tally import Tally
 from banana_batch.store import queries

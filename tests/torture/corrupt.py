@@ -24,8 +24,9 @@ from pathlib import Path
 
 from banana_batch.errors import BananaError, Exit
 from banana_batch.mending import recover
+from banana_batch.ordering import settle_order
 from banana_batch.pacing.clock import SystemClock
-from banana_batch.planning import made_ready, settle_order
+from banana_batch.planning import made_ready
 from banana_batch.store.ballast import BALLAST_NAME
 from tests.integration.answers_peer import answer, failed
 from tests.integration.whole_runs import Arrived, Gateway, Watcher, gateway, run_batch, scratch

@@ -26,7 +26,8 @@ from banana_batch.batch import Machinery, Run, Work
 from banana_batch.errors import Exit
 from banana_batch.images.outside import Outside
 from banana_batch.manifest.loader import open_manifests
-from banana_batch.planning import Order, Prepared, made_ready
+from banana_batch.ordering import Order
+from banana_batch.planning import Prepared, made_ready
 from banana_batch.report.account import Account
 from banana_batch.sandbox.config import Latency, SandboxConfig, list_prices
 from banana_batch.sandbox.faults import CallInfo, Canned, Fault, FaultKind

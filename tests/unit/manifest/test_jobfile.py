@@ -9,6 +9,7 @@ import pytest
 
 from banana_batch.errors import InputMissing, ManifestError, UsageError
 from banana_batch.manifest import open_manifests, read_job_file, run_settings
+from banana_batch.manifest.loader import RunTable
 from banana_batch.settings import Settings
 from tests.unit.manifest.planning import Plan, plan_files
 
@@ -78,8 +79,26 @@ def test_one_file_describes_a_night(night: Path, tmp_path: Path) -> None:
 
 def test_its_options_can_be_read_before_there_are_settings(night: Path, tmp_path: Path) -> None:
     """`[run]` is merged below command line and environment by the settings model itself."""
-    assert run_settings([str(night)], tmp_path) == {"concurrency": 6, "budget": "$5"}
+    assert run_settings([str(night)], tmp_path).values == {"concurrency": 6, "budget": "$5"}
     assert dict(read_job_file(night).run) == {"concurrency": 6, "budget": "$5"}
+
+
+def test_names_may_be_written_as_on_the_command_line(tmp_path: Path) -> None:
+    """`give-up-after` is `give_up_after`, with its line; one of the two is meant where both are there."""
+    path = tmp_path / "a.toml"
+    path.write_text('[run]\n"give-up-after" = "5m"\n\n[defaults]\naspect-ratio = "1:1"\n[[jobs]]\nprompt = "a"\n')
+    assert run_settings(["a.toml"], tmp_path) == RunTable({"give_up_after": "5m"}, {"give_up_after": ("a.toml", 2)})
+    assert plan_files(["a.toml"], tmp_path).requests[0]["aspect_ratio"] == "1:1"
+    path.write_text('[run]\ndry_run = true\ndry-run = false\n[[jobs]]\nprompt = "a"\n')
+    with pytest.raises(ManifestError, match=r"a\.toml:2: run\.dry-run: given twice"):
+        run_settings(["a.toml"], tmp_path)
+
+
+def test_a_key_of_run_that_means_nothing_is_told_with_its_line(tmp_path: Path) -> None:
+    """And with the one that is likely meant."""
+    (tmp_path / "a.toml").write_text('[run]\nrpm = 3\nconcurency = 4\n[[jobs]]\nprompt = "a"\n')
+    with pytest.raises(ManifestError, match=r"a\.toml:3: run\.concurency: no such key.*did you mean concurrency\?"):
+        run_settings(["a.toml"], tmp_path)
 
 
 def test_job_files_that_disagree_are_refused(night: Path, tmp_path: Path) -> None:

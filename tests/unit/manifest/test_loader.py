@@ -187,12 +187,6 @@ def test_a_file_of_many_layouts_and_combinations_is_planned_at_bounded_memory(tm
     assert planned.requests[-1]["model"] == "m4999"
 
 
-def test_options_of_the_job_files_are_known_once_the_manifests_are_open(tmp_path: Path) -> None:
-    """The same as before there were settings."""
-    (tmp_path / "a.toml").write_text("[run]\nrpm = 3\n[[jobs]]\nprompt = 'a'\n")
-    assert plan_files(["a.toml"], tmp_path).manifests.run_settings == {"rpm": 3}
-
-
 _MEASURE = """
 import resource, sys
 from io import BytesIO
