@@ -37,6 +37,10 @@ Manifests = Annotated[
     list[str], typer.Argument(metavar="MANIFEST...", help="Prompt files, patterns, or - for standard input")
 ]
 
+DownloadWait = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="How long to go on for images not to be had yet [15m]")
+]
+
 
 @with_settings
 def run(manifests: Manifests, options: dict[str, Any]) -> int:
@@ -187,9 +191,7 @@ def download(
     batch: Annotated[str, typer.Argument(metavar="BATCH", help="Output folder, or the manifest it was made from")],
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but trouble")] = False,
-    download_wait: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="How long to go on for images not to be had yet [15m]")
-    ] = None,
+    download_wait: DownloadWait = None,
 ) -> int:
     """Fetch the images that are paid for and not on disk yet. Can never send a paid request.
 

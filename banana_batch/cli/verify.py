@@ -19,7 +19,7 @@ from banana_batch.store import database, queries, resolve, runs
 from banana_batch.text import plural, printable
 
 from . import outcome
-from .run import finish, json_whatever_happens
+from .run import DownloadWait, finish, json_whatever_happens
 
 
 class _Found(Struct):
@@ -38,13 +38,16 @@ def verify(
     batch: Annotated[str, typer.Argument(metavar="BATCH", help="Output folder, or the manifest it was made from")],
     repair: Annotated[bool, typer.Option("--repair", help="Fetch again what is missing or changed; free")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output")] = False,
+    download_wait: DownloadWait = None,
 ) -> int:
     """Hold every image and every sum against the state. Never pays for anything.
 
     Example: banana-batch verify outputs/prompts --repair
     """
-    with json_whatever_happens({"json": json}) as told:
-        out, settings, ready = opened_for_images(batch, {"json": json}, os.environ, working_folder())
+    given: dict[str, Any] = {"json": json, "download_wait": download_wait}
+    options = {name: value for name, value in given.items() if value}
+    with json_whatever_happens(options) as told:
+        out, settings, ready = opened_for_images(batch, options, os.environ, working_folder())
         told.out = out
         with ready() as prepared, contextlib.closing(prepared.db) as db:
             with runs.transaction(db):

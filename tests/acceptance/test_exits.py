@@ -234,3 +234,13 @@ def test_a_download_is_judged_like_a_run_but_for_what_waits_to_be_bought(tmp_pat
         rows.write_text("prompt,model,id\na,Nano Banana,a\nd,Nano Banana,d\n")
         assert peer.run(*arguments, cwd=tmp_path).code == 0
         assert command("download", out, "--json", cwd=tmp_path).code == 0
+
+
+def test_a_repair_waits_for_images_as_long_as_it_is_told(tmp_path: Path) -> None:
+    """What is gone from the host too is 6 at once, as with `download`."""
+    out = tmp_path / "out"
+    with serving() as peer:
+        assert peer.run(_manifest(tmp_path), "-o", out, cwd=tmp_path).code == 0
+    (out / results(out)[0]["image"]).unlink()
+    ended = command("verify", out, "--repair", "--download-wait", "0", "--json", cwd=tmp_path)
+    assert (ended.code, ended.summary["jobs"]["paid"]) == (6, 1)
