@@ -163,6 +163,7 @@ def breakable(ready: Callable[[], AbstractContextManager[Prepared]]) -> Iterator
             told.append(signal.Signals(number))
             raise _Broken
 
+    prepared = None
     with contextlib.ExitStack() as stack:
         try:
             with _handled_by(halt):
@@ -170,7 +171,10 @@ def breakable(ready: Callable[[], AbstractContextManager[Prepared]]) -> Iterator
         except BaseException:
             if not told:
                 raise
-            raise Stopped(f"{told[0].name}: stopped before anything was sent", "run again; nothing is lost") from None
+        if prepared is None or told:
+            if prepared is not None:  # the order was swallowed on its way, by code in C that called back
+                prepared.db.close()
+            raise Stopped(f"{told[0].name}: stopped before anything was sent", "run again; nothing is lost")
         yield prepared
 
 
@@ -184,9 +188,11 @@ def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
     # One that comes while this thread waits for its turn would be noticed after the next system call only: ended, too.
     ticking = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, _NOTICED_WITHIN_S, _NOTICED_WITHIN_S)
+    woken = signal.set_wakeup_fd(-1)  # the loop takes nothing in meanwhile: its pipe would be full in a minute
     try:
         yield
     finally:
+        signal.set_wakeup_fd(woken)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, ticking)
         for number, handled in before.items():

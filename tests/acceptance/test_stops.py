@@ -209,6 +209,19 @@ def test_a_run_that_waits_for_its_manifest_can_be_stopped(tmp_path: Path, number
     assert not (tmp_path / "out").exists()
 
 
+def test_a_long_wait_for_a_manifest_is_a_silent_one(tmp_path: Path) -> None:
+    """The ticks by which a waiting run notices orders are not told, however many (the loop's pipe holds some 300)."""
+    with waiting_for_rows(tmp_path, b"a lighthouse\n") as run:
+        until((tmp_path / "out" / ".lock").exists)
+        for _ in range(10_000):
+            run.signal(signal.SIGALRM)
+            os.sched_yield()
+        run.signal(signal.SIGTERM)
+        ended = run.end()
+    assert ended.code == 7
+    assert len(ended.err.splitlines()) == 2
+
+
 def test_a_batch_is_left_as_it_was_by_a_run_that_is_stopped_early(tmp_path: Path) -> None:
     """A run that is told to stop while it reads new rows changes nothing, and the next goes on."""
     (tmp_path / "rows.txt").write_text("a lighthouse\n")
