@@ -7,6 +7,7 @@ Rule 3: a row is planned whole or not at all, and all of its bad values are told
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from json import dumps
 from json.encoder import encode_basestring as quoted
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from .templates import NoColumn, TextTemplate
 
 _MAX_REMEMBERED = 4_096  # layouts, and combinations in each: an adversarial file must not fill the memory
 _A_PROMPT = "any text with a character that is not space"
+_FIT_FOR_JSON = "what JSON in UTF-8 can hold: finite numbers, no half a character (a lone surrogate)"
 
 
 class Defaults(Struct, frozen=True):
@@ -195,7 +197,7 @@ class Planner:
             self._report.problem("refer_images", shown(bad.found), bad.allowed)
         except (ValueError, TypeError, RecursionError) as failed:
             found = "half a character" if isinstance(failed, UnicodeEncodeError) else str(failed)
-            self._report.problem("extra" if extra else "refer_images", shown(found), "what JSON in UTF-8 can hold")
+            self._report.problem("extra" if extra else "refer_images", shown(found), _FIT_FOR_JSON)
         return None
 
     def _made_prompt(self, layout: Layout, values: Sequence[Any], given: Any) -> str | None:
@@ -230,6 +232,13 @@ class Planner:
             meta = f"{{{','.join(parts)}}}"
             meta.encode()
         except (ValueError, TypeError, RecursionError):
-            self._report.problem("", "a column with what JSON in UTF-8 can't hold (half a character)", "text, numbers")
+            self._tell_unfit(layout, values)
             return None
         return meta if parts else None
+
+    def _tell_unfit(self, layout: Layout, values: Sequence[Any]) -> None:
+        for place, name in layout.meta:
+            try:
+                f"{name}{compact(values[place])}".encode()
+            except (ValueError, TypeError, RecursionError):
+                self._report.problem(shown(name[1:-2]), shown(dumps(values[place])), _FIT_FOR_JSON)

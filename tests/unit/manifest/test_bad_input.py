@@ -45,6 +45,15 @@ def test_json_that_may_be_either_is_kept_or_told(plan: Plan) -> None:
             assert bool(planned.jobs) != bool(planned.problems)
 
 
+@pytest.mark.parametrize("value", ["1e999", '"\\ud800"', '{"a": [-1e999]}'])
+def test_a_column_that_no_ledger_could_hold_is_told_by_its_name(plan: Plan, value: str) -> None:
+    """Among a hundred columns: which one, and what it holds."""
+    planned = plan("a.jsonl", f'{{"prompt": "p", "Note": "fine", "Last seed": {value}}}')
+    (problem,) = planned.problems
+    assert (problem.line, problem.field) == (1, "Last seed")
+    assert problem.found == json.dumps(json.loads(value))
+
+
 def test_rows_that_are_no_objects_are_told(plan: Plan) -> None:
     """A list of prompts is a .txt, not a .json."""
     planned = plan("a.json", '["a prompt", 5, null, [1], {"prompt": "p"}]')

@@ -81,7 +81,7 @@ def test_a_near_miss_is_named_and_not_mended(plan: Plan, field: str, value: Any,
         ({"refer_images": [7]}, "refer_images"),
         ({"refer_images": [""]}, "refer_images"),
         ({"refer_images": "[1"}, "refer_images"),
-        ({"note": "\ud800"}, ""),
+        ({"note": "\ud800"}, "note"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_told_by_its_field(plan: Plan, row: dict[str, Any], field: str) -> None:
