@@ -13,7 +13,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
         # Answered before anything is imported.
-        print(__version__)  # noqa: T201
+        try:
+            os.write(1, f"{__version__}\n".encode())
+        except OSError:
+            sys.exit(74)
         sys.exit(0)
     gc.disable()  # while everything is loaded; `app` turns it on
     try:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
-from banana_batch.errors import BananaError, Exit, ManifestError
+from banana_batch.errors import BananaError, DiskError, Exit, ManifestError
 from banana_batch.models import Totals
 from banana_batch.money import credits_text
 from banana_batch.report.account import run_summary
@@ -41,13 +41,20 @@ def complain(error: BananaError) -> None:
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """Print one JSON object as a line of standard output; a reader that went away is no failure."""
-    Stream(1).write(json.dumps(value, ensure_ascii=True, default=str) + "\n")
+    """Print one JSON object as a line of standard output. Raises as `say`."""
+    say(json.dumps(value, ensure_ascii=True, default=str))
 
 
 def say(text: str) -> None:
-    """Print text on standard output."""
-    Stream(1).write(text if text.endswith("\n") else text + "\n")
+    """Print text on standard output; a reader that went away is no failure.
+
+    Raises:
+        DiskError: It is a file on a full disk.
+    """
+    stream = Stream(1)
+    stream.write(text if text.endswith("\n") else text + "\n")
+    if stream.error is not None:
+        raise DiskError(f"standard output: can't be written: {stream.error.strerror}")
 
 
 def failed_summary(code: Exit, out: Path | None, budget_micro: int | None = None) -> dict[str, object]:

@@ -14,7 +14,7 @@ import typer
 
 from banana_batch import accounting
 from banana_batch.batch import Run, Work
-from banana_batch.errors import BananaError, Exit
+from banana_batch.errors import BananaError, DiskError, Exit
 from banana_batch.finding import working_folder
 from banana_batch.ordering import Order, settle_order
 from banana_batch.planning import looked_at, made_ready, opened_for_images
@@ -117,7 +117,8 @@ def json_whatever_happens(options: Mapping[str, Any]) -> Iterator[Told]:
             outcome.complain(failed)
             told.code = failed.exit
         if told.json:
-            outcome.print_json(outcome.failed_summary(failed.exit if failed else Exit.BUG, told.out, told.budget))
+            with contextlib.suppress(DiskError):  # the code tells already of a failure, maybe of this one
+                outcome.print_json(outcome.failed_summary(failed.exit if failed else Exit.BUG, told.out, told.budget))
         if failed is None:
             raise
 
@@ -142,9 +143,11 @@ def finish(work: Work, told: Told) -> int:
         raise
     finally:
         view.close()
-    _tell(account, settings)
     told.code = account.exit
-    on_finish(settings, accounting.summary_of(account), work.out)
+    try:
+        _tell(account, settings)
+    finally:
+        on_finish(settings, accounting.summary_of(account), work.out)
     return account.exit
 
 
@@ -177,7 +180,8 @@ def _tell(account: Account, settings: Settings) -> None:
     if settings.json_output:
         outcome.print_json(accounting.summary_of(account))
     elif not settings.quiet:
-        outcome.say(terminal_text(account))
+        with contextlib.suppress(DiskError):  # the code tells how the run went, as does the batch
+            outcome.say(terminal_text(account))
     elif account.exit not in (Exit.DONE, Exit.STOPPED):
         # Doubts, failures and images of earlier runs are trouble too, though this one met none.
         Stream().write(terminal_text(account) + "\n")

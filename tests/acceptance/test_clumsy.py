@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from .command import ARGV, KEY, PACKAGE, charges, command, environment, here, li
 from .peer import serving
 
 TWO = "prompt,model\na,Nano Banana\nb,Nano Banana\n"
+# A full disk, as Linux plays it.
+FULL = ">/dev/full"
 
 
 @pytest.fixture
@@ -142,13 +145,49 @@ def test_closed_descriptors_do_no_harm(folder: Path) -> None:
         assert (ended.returncode, ended.stderr) == (0, b""), arguments
 
 
-def test_a_full_disk_behind_an_export_is_no_bug(folder: Path) -> None:
-    """What can't be written is said, with 74."""
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "export out --format csv",
+        "status out --json",
+        "status out",
+        "ledger out --json",
+        "run two.csv --sandbox -o out --json -q",
+        "plan two.csv --sandbox -o out",
+        "verify out",
+    ],
+)
+def test_a_full_disk_behind_standard_output_is_said(folder: Path, arguments: str) -> None:
+    """A report that is cut short is no success: one message, 74."""
     assert command("run", "two.csv", "--sandbox", "-o", "out", "-q", cwd=folder).code == 0
-    if os.path.exists("/dev/full"):
-        ended = _shell("export out --format csv >/dev/full", folder)
-        assert ended.returncode == 74
-        assert b"standard output: can't be written" in ended.stderr
+    ended = _shell(f"{arguments} {FULL}", folder)
+    assert ended.returncode == 74
+    assert ended.stderr == b"banana-batch: standard output: can't be written: No space left on device\n"
+
+
+def test_a_run_whose_words_are_lost_ends_as_it_went(folder: Path) -> None:
+    """The code says it all, and what it was to start at its end is started."""
+    ended = _shell(f"run two.csv --sandbox -o out --on-finish 'cat > told' {FULL}", folder)
+    assert ended.returncode == 0
+    told = (folder / "told").read_text()
+    ended = _shell(f"run two.csv --sandbox -o out --on-finish 'cat > again' --json -q {FULL}", folder)
+    assert ended.returncode == 74
+    assert json.loads((folder / "again").read_text())["jobs"] == json.loads(told)["jobs"]
+
+
+def test_a_report_waits_for_a_reader_that_is_slow(folder: Path) -> None:
+    """A pipe that does not wait gets all of it."""
+    (folder / "many.txt").write_text("".join(f"a cat, number {number}\n" for number in range(1500)))
+    assert command("run", "many.txt", "--sandbox", "-o", "out", "-q", "-y", "--limit", "1", cwd=folder).code == 0
+    arguments = [*ARGV, "status", "out", "--jobs"]
+    whole = subprocess.run(arguments, cwd=folder, capture_output=True, check=True, timeout=60).stdout
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with subprocess.Popen(arguments, cwd=folder, stdout=writing) as printing, open(reading, "rb") as reader:
+        until(lambda: not select.select((), (writing,), (), 0)[1])
+        os.close(writing)
+        assert reader.read() == whole
+    assert printing.returncode == 0
 
 
 def _stuck_pipe() -> tuple[int, int]:
