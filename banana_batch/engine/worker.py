@@ -137,7 +137,7 @@ def _following(shared: Sending, ended: _Ended) -> tuple[QueuedJob, Reserve] | No
     Only after an image at a known price: nothing that its settlement teaches could forbid this call.
     """
     credits_micro = ended.reply.answer.credits_micro if ended.reply.answer else None
-    if shared.stops or credits_micro is None or credits_micro > min(ended.held, ended.expected):
+    if shared.stops or credits_micro is None or credits_micro > ended.held:
         return None
     if shared.store.price_micro(ended.job.kind) is None:
         return None

@@ -2,14 +2,18 @@
 
 import asyncio
 import random
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from banana_batch.batch import Run
 from banana_batch.errors import Exit
-from banana_batch.models import QueuedJob, Reserve
+from banana_batch.models import PaidImage, QueuedJob, Reserve, Settled
 from banana_batch.money import MICRO
+from banana_batch.store.changes import Change, Settle
 from banana_batch.store.state import StateStore
 from tests.integration.answers_peer import answer, failed
 from tests.integration.whole_runs import Arrived, Gateway, Watcher, attempts, gateway, run_batch, stopping
@@ -338,6 +342,39 @@ async def test_a_dear_answer_to_an_early_call_counts_above_what_the_ledger_holds
         ended = await run_batch(out, peer.url, jobs(60), concurrency=8, budget="120", max_price="50")
     assert (ended.exit, len(peer.posts), ended.totals.spent) == (Exit.BUDGET, 37, 120 * MICRO)
     assert ended.told("dearer")
+
+
+async def test_a_dear_answer_beside_the_first_price_counts_before_its_commit(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calls hold 50 each of 100. While the first price, 30, is being written, which brings the other's reserve down
+    to 30, that one is answered at 50: there is room for no third, though the ledger has yet to hear of it."""
+    settled, dear = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    settle, commit = StateStore.settle, StateStore._commit
+
+    def told(store: StateStore, attempt: int, job: QueuedJob, how: Settled) -> "asyncio.Future[PaidImage | None]":
+        if job.index == 1:
+            settled.set()
+        return settle(store, attempt, job, how)
+
+    def written(store: StateStore, changes: Sequence[Change]) -> Sequence[Any]:
+        if any(isinstance(change, Settle) for change in changes) and not settled.is_set():
+            loop.call_soon_threadsafe(dear.set)
+            assert settled.wait(10)
+        return commit(store, changes)
+
+    async def said(peer: Gateway, arrived: Arrived) -> bytes:
+        if arrived.prompt == "job 1":
+            await dear.wait()
+            return peer.sold(50)
+        return peer.sold(30)
+
+    monkeypatch.setattr(StateStore, "settle", told)
+    monkeypatch.setattr(StateStore, "_commit", written)
+    async with gateway(said) as peer:
+        ended = await run_batch(out, peer.url, jobs(8), concurrency=8, budget="100", max_price="50")
+    assert (ended.exit, len(peer.posts), ended.totals.spent) == (Exit.BUDGET, 2, 80 * MICRO)
 
 
 async def test_credits_that_become_free_past_the_deadline_buy_nothing(out: Path) -> None:

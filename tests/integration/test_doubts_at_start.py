@@ -17,7 +17,7 @@ from banana_batch.errors import DiskError, Exit
 from banana_batch.listing import Listing
 from banana_batch.store import queries, resolve, runs
 from banana_batch.store.database import open_writer
-from tests.integration.answers_peer import CANARY
+from tests.integration.answers_peer import CANARY, answer, failed
 from tests.integration.whole_runs import Arrived, Ended, Gateway, Watcher, ended, gateway, run_batch, stopping
 
 DOUBTED = [f"doubted {number}" for number in range(1, 9)]
@@ -70,6 +70,22 @@ async def test_a_resend_comes_after_all_other_work_and_once(out: Path) -> None:
         done = await run_batch(out, peer.url, [*DOUBTED, *new], in_doubt="resend")
     assert (done.exit, dict(done.jobs), done.credits) == (Exit.DONE, {"done": 11}, (22.0, 22.0, 0.0))
     assert Counter(peer.posts) == Counter(dict.fromkeys([*new, *DOUBTED], 1)) + Counter(DOUBTED[:3])
+
+
+@pytest.mark.parametrize(
+    "first",
+    [answer(500, failed("Server code exception")), answer(429, failed("slow down"))],
+    ids=["failed", "throttled"],
+)
+async def test_a_resend_that_is_refused_for_now_is_tried_again(out: Path, first: bytes) -> None:
+    """It is an ordinary job from then on: refused once, then bought; its doubt stays at risk."""
+    mood = Moody()
+    async with gateway(mood) as peer:
+        await doubtful(out, peer, 1)
+    async with gateway(lambda peer, arrived: first if arrived.nth == 1 else peer.sold()) as peer:
+        left = await run_batch(out, peer.url, DOUBTED[:1], in_doubt="resend")
+    assert (left.exit, len(peer.posts), dict(left.jobs)) == (Exit.DONE, 2, {"done": 1})
+    assert left.credits == (2.0, 2.0, 0.0)
 
 
 async def test_resends_stay_within_the_budget(out: Path) -> None:

@@ -161,6 +161,24 @@ async def test_an_abort_in_the_shared_commit_keeps_the_answer(db: Flaky, tmp_pat
     assert states(db) == {"paid": 3, "pending": JOBS - 3}
 
 
+async def test_what_is_begun_beside_an_answer_that_the_state_refuses_is_withdrawn(db: Flaky, tmp_path: Path) -> None:
+    """The third answer can't be settled, the call begun in the same commit can: it stays here, and is no doubt."""
+    world = World(db)
+
+    def refuse(call: int) -> None:
+        if call == 3:
+            db.execute(
+                "CREATE TRIGGER refused BEFORE UPDATE OF outcome ON attempts WHEN new.attempt = 3"
+                " BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+            )
+
+    world.at_answer = refuse
+    ending = await run(world, tmp_path)
+    assert [stop.exit for stop in ending.stops] == [Exit.BUG]
+    assert len(world.durable) == 3
+    assert outcomes(db) == ["paid", "paid", "sending", "not_sent"]
+
+
 async def test_an_answer_that_is_being_read_at_the_cut_is_paid(db: Flaky, tmp_path: Path) -> None:
     """A process that was frozen finds what came meanwhile and the end of the grace time in one turn of the loop."""
 
