@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import typer
+import uvloop
 
 from banana_batch import accounting
 from banana_batch.batch import Run, Work
@@ -136,7 +137,7 @@ def finish(work: Work, told: Told) -> int:
     task = Run(work, watched)
     assert view is not None
     try:
-        account = asyncio.run(_with_signals(task, view))
+        account = uvloop.run(_with_signals(task, view))
     except BananaError as failed:
         view.close()
         on_finish(settings, outcome.failed_summary(failed.exit, work.out, settings.budget), work.out)

@@ -7,6 +7,8 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import uvloop
+
 from banana_batch.loading import keep_what_is_loaded
 from banana_batch.models import PaidImage, StoredImage
 from banana_batch.secret import Secret
@@ -83,7 +85,7 @@ def serve(*descriptors: str) -> None:
         # They are for the run, which ends this process when it has come to its own end.
         signal.signal(ignored, signal.SIG_IGN)
     keep_what_is_loaded()
-    asyncio.run(_serve(*map(int, descriptors)))
+    uvloop.run(_serve(*map(int, descriptors)))
 
 
 async def _serve(asker: int, out: int, images: int) -> None:
