@@ -41,6 +41,8 @@ def usable_quota(value: object) -> int | None:
     The endpoint documents an integer; its sister products send numeric strings, so both are read,
     and decimals too. Booleans, negatives, NaN and amounts above a million credits are not prices.
     """
+    if type(value) is int and 0 <= value <= MAX_USABLE_CREDITS:  # as documented: a tenth of the time
+        return value * MICRO
     amount = _stated(value)
     return None if amount is None or amount > MAX_USABLE_CREDITS else to_micro(amount)
 

@@ -42,14 +42,19 @@ class Secret:
     def redact(self, text: str) -> str:
         """Return `text` with every known spelling of the secret replaced by `***`."""
         lower = text.lower()
-        return self._pattern.sub(MASK, text) if any(hint in lower for hint in self._hints) else text
+        for hint in self._hints:
+            if hint in lower:
+                return self._pattern.sub(MASK, text)
+        return text
 
     def redact_bytes(self, raw: bytes, limit: int) -> bytes:
         """Do the same to bytes; return `limit` of them at most. No more is looked at than that takes."""
         part = raw[: limit + _SLACK_BYTES]
         lower = part.lower()
-        if any(hint in lower for hint in self._raw_hints):
-            part = self._raw_pattern.sub(MASK.encode(), part)
+        for hint in self._raw_hints:
+            if hint in lower:
+                part = self._raw_pattern.sub(MASK.encode(), part)
+                break
         if len(raw) > limit + _SLACK_BYTES:
             part = part[:-_SLACK_BYTES]  # where the cut may have split the secret
         return part[:limit]

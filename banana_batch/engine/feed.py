@@ -5,7 +5,6 @@ Rule 2: a job is out with one worker at a time; it comes back with `again` or is
 Rule 3: jobs in doubt that the user lets go again come when nothing else is left or under way.
 """
 
-import asyncio
 import heapq
 from collections import deque
 from itertools import count
@@ -37,7 +36,7 @@ class Feed:
         self._out = 0
         self._dry = False
         self._stopped = False
-        self._refilling = asyncio.Lock()
+        self._refilling = False
         self._waiters = Waiters(clock)
 
     def stop(self) -> None:
@@ -66,7 +65,7 @@ class Feed:
             elif self._due or self._out:
                 await self._waiters.wait(self._due[0][0] if self._due else None)
             elif self._resend:
-                await self._refill_resend()
+                await self._refill()
             else:
                 break
         self._waiters.wake_all()
@@ -111,19 +110,19 @@ class Feed:
         return None
 
     async def _refill(self) -> None:
-        async with self._refilling:
-            if self._page or self._dry:
-                return
-            page = await self._store.next_pending(PAGE, known_only=self.limited)
+        """Read the next page: of pending jobs, then of doubts. Once at a time; thousands may wait for it in one line."""
+        if self._refilling:
+            await self._waiters.wait()
+            return
+        self._refilling = True
+        try:
+            if not self._dry:
+                page = await self._store.next_pending(PAGE, known_only=self.limited)
+                self._dry = not page
+            else:
+                page = await self._store.next_resend(PAGE)
+                self._resend = bool(page)
             self._page.extend(page)
-            self._dry = not page
-        self._waiters.wake_all()
-
-    async def _refill_resend(self) -> None:
-        async with self._refilling:
-            if self._page or self._out or not self._resend:
-                return
-            page = await self._store.next_resend(PAGE)
-            self._page.extend(page)
-            self._resend = bool(page)
-        self._waiters.wake_all()
+        finally:
+            self._refilling = False
+            self._waiters.wake_all()

@@ -4,21 +4,25 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import uvloop
+
 
 class SystemClock:
     """Implements ports.Clock. One for each run: it keeps to the loop in which it was first asked."""
 
     def __init__(self) -> None:
-        self._loop_time: Callable[[], float] | None = None
+        self._read: Callable[[], float] | None = None
 
     def monotonic_s(self) -> float:
         """Return the loop's time, seconds: it never jumps. Any thread may ask, once the loop's own has.
 
         The progress bar draws on a thread without a loop (tests/acceptance/test_terminal.py).
         """
-        if self._loop_time is None:
-            self._loop_time = asyncio.get_running_loop().time
-        return self._loop_time()
+        if self._read is None:
+            loop = asyncio.get_running_loop()
+            # uvloop's own time stands still during a turn of the loop, which planning a million rows is.
+            self._read = time.monotonic if isinstance(loop, uvloop.Loop) else loop.time
+        return self._read()
 
     def wall_us(self) -> int:
         """Return microseconds since the epoch, UTC."""

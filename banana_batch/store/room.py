@@ -20,7 +20,8 @@ class Room:
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._places = (state_path(out), out / "images")
+        # Texts, as they are looked at before each call.
+        self._places = (str(state_path(out)), str(out / "images"))
         self._known_as = self._identities()
         self._image_bytes = FIRST_GUESS_BYTES
         self._unlooked = 0
@@ -54,7 +55,7 @@ class Room:
             self._image_bytes, self._unlooked = size, 0
 
 
-def _identity(place: Path) -> tuple[int, int] | None:
+def _identity(place: str) -> tuple[int, int] | None:
     try:
         found = os.stat(place)
     except OSError:
