@@ -5,7 +5,8 @@ top, cookies, redirects, retries, tracing, decompression, no paid call wants, an
 measured 105 µs with the session, 42 µs without.
 
 Rule 1: one request is written, once. Nothing here repeats, follows or rewrites it.
-Rule 2: `sending` is called right before the first byte is handed to the transport, and never without a connection.
+Rule 2: `sending` is called right before the first byte is handed to the transport, and never without a connection. It
+        is handed what cuts the connection off: the exchange ends then, like one whose connection broke.
 Rule 3: a connection is used again only when its answer was read to its end and nothing else came.
 """
 
@@ -33,7 +34,10 @@ class Garbled(aiohttp.ClientError):
         self.message = message
 
 
-def _nothing() -> None:
+Sending = Callable[[Callable[[], None]], None]
+
+
+def _nothing(_cut: Callable[[], None]) -> None:
     """Nobody wants to know when a request leaves."""
 
 
@@ -183,7 +187,7 @@ async def exchange(
     target: str,
     *,
     body: Sequence[bytes] | None = None,
-    sending: Callable[[], None] = _nothing,
+    sending: Sending = _nothing,
     read_bufsize: int = 1 << 16,
 ) -> Exchange:
     """Send a request; return when the answer's head is there.
@@ -191,7 +195,7 @@ async def exchange(
     Args:
         target: See Route.head.
         body: In parts, that are not copied together where they are large.
-        sending: Called once, right before the first byte may leave.
+        sending: Called once, right before the first byte may leave (rule 2).
         read_bufsize: Bytes of the answer that wait to be read, before the connection is held back.
 
     Raises:
@@ -202,16 +206,16 @@ async def exchange(
     connection = await route.connect()
     upload: asyncio.Task[None] | None = None
     try:
-        protocol = connection.protocol
+        protocol, transport = connection.protocol, connection.transport
         assert protocol is not None
+        assert transport is not None
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=read_bufsize)
         size = None if body is None else sum(map(len, body))
         head = route.head(method, target, size)
-        sending()
+        sending(transport.abort)
         parts = (head, *(body or ()))
         if size is None or size <= ONE_PIECE_BYTES:
-            assert protocol.transport is not None
-            protocol.transport.write(b"".join(parts))
+            transport.write(b"".join(parts))
         else:
             upload = asyncio.get_running_loop().create_task(_upload(connection, parts), name="upload")
         while True:

@@ -17,7 +17,7 @@ from banana_batch.endpoint import classify, client, transport
 from banana_batch.models import Outcome, SendTrace
 from banana_batch.pacing.clock import SystemClock
 from banana_batch.secret import Secret
-from tests.integration.answers_peer import answer, buy, client_of, job, serving, success
+from tests.integration.answers_peer import URL, answer, buy, client_of, job, serving, success
 
 
 def _closed_port() -> int:
@@ -98,6 +98,19 @@ async def test_the_timeout_covers_the_whole_answer() -> None:
     assert ending.verdict is classify.TIMEOUT
     assert ending.status == 200
     assert ending.raw.startswith(b"{ ")
+
+
+async def test_a_body_that_only_the_timeout_ended_is_not_whole() -> None:
+    """Without a length the end of the connection is the body's: ours must not make an answer of what came so far."""
+
+    async def half(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(success()).encode())
+        await asyncio.Event().wait()
+
+    async with serving(half) as peer:
+        ending, _ = await buy(peer.url, timeout_s=0.05)
+    assert ending.verdict is classify.TIMEOUT
+    assert URL.encode() in ending.raw
 
 
 async def test_the_timeout_goes_by_image_size() -> None:

@@ -172,5 +172,5 @@ async def test_a_target_cannot_smuggle(target: str) -> None:
 
     async with serving(script) as peer, route_to(peer.url) as route:
         with pytest.raises(ValueError, match="request"):
-            await exchange(route, "GET", target, sending=lambda: sent.append("now"))
+            await exchange(route, "GET", target, sending=lambda _cut: sent.append("now"))
     assert not sent
