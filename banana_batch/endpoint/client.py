@@ -30,7 +30,7 @@ from banana_batch.trust import tls_context
 from . import classify, wire
 from .failures import classify_failure, describe
 from .references import References
-from .transport import connect_limits, paid_connector
+from .transport import IDLE_S, connect_limits, paid_connector
 
 PATH = "/gemini/image/generate"
 KEY_HEADER = "TT-API-KEY"
@@ -111,6 +111,7 @@ class EndpointClient:
         self._route = Route(
             self._connector,
             self._url,
+            idle_s=IDLE_S,
             limits=connect_limits(),
             proxy=self._proxy,
             tls=partial(tls_context, self._ca_file),
@@ -121,6 +122,7 @@ class EndpointClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, where: TracebackType | None
     ) -> None:
+        self._route.close()
         await self._connector.close()
 
     async def generate(self, job: QueuedJob, trace: SendTrace) -> Reply:

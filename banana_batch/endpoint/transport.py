@@ -1,4 +1,4 @@
-"""The paid connections: sockets, and their pool.
+"""The paid connections: how they are made, and how long they may be idle.
 
 Rule 1: what is sent over them is exchange.py's: no redirects, retries, cookies, environment proxies, decompression.
 Rule 2: nothing ever waits for a free connection: that wait would count as the call's own time.
@@ -34,8 +34,8 @@ def paid_socket(address: tuple[Any, ...]) -> socket.socket:
 
 
 def paid_connector() -> aiohttp.TCPConnector:
-    """Open the pool of the paid calls."""
-    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=paid_socket)
+    """Make what opens the paid connections."""
+    return aiohttp.TCPConnector(limit=0, socket_factory=paid_socket)
 
 
 def connect_limits() -> aiohttp.ClientTimeout:

@@ -110,7 +110,7 @@ class Feed:
         return None
 
     async def _refill(self) -> None:
-        """Read the next page: of pending jobs, then of doubts. Once at a time; thousands may wait for it in one line."""
+        """Read the next page, of pending jobs, then of doubts; thousands may wait for one read, in one line."""
         if self._refilling:
             await self._waiters.wait()
             return

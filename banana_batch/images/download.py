@@ -33,6 +33,7 @@ READ_BUFFER_BYTES = 256 * 1024  # what one read from a socket brings
 MAX_REDIRECTS = 3
 MAX_ROUTES = 64  # origins that are remembered
 CONNECT_S = 15.0
+IDLE_S = 15.0  # an idle connection that its host closed meanwhile costs one further try
 
 AddressInfo = tuple[Any, ...]
 SocketFactory = Callable[[AddressInfo], socket.socket]
@@ -93,6 +94,7 @@ class Downloader:
 
     async def close(self) -> None:
         """Close both pools."""
+        self._forget_routes()
         await self._guarded.close()
         await self._vouched.close()
 
@@ -143,15 +145,26 @@ class Downloader:
         route = self._route(allowed)
         return await exchange(route, "GET", allowed.url.raw_path_qs, read_bufsize=READ_BUFFER_BYTES)
 
+    def _forget_routes(self) -> None:
+        for route in self._routes.values():
+            route.close()
+        self._routes.clear()
+
     def _route(self, allowed: Allowed) -> Route:
         way = (allowed.url.scheme, allowed.url.raw_authority, allowed.guarded)
         route = self._routes.get(way)
         if route is None:
             if len(self._routes) >= MAX_ROUTES:
-                self._routes.clear()
+                self._forget_routes()
             pool = self._guarded if allowed.guarded else self._vouched
             route = self._routes[way] = Route(
-                pool, allowed.url.origin(), limits=_LIMITS, proxy=self._proxy, tls=self._trust, headers=_HEADERS
+                pool,
+                allowed.url.origin(),
+                idle_s=IDLE_S,
+                limits=_LIMITS,
+                proxy=self._proxy,
+                tls=self._trust,
+                headers=_HEADERS,
             )
         return route
 

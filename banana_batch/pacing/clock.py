@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import uvloop
+from banana_batch.loop_time import time_of
 
 
 class SystemClock:
@@ -19,9 +19,7 @@ class SystemClock:
         The progress bar draws on a thread without a loop (tests/acceptance/test_terminal.py).
         """
         if self._read is None:
-            loop = asyncio.get_running_loop()
-            # uvloop's own time stands still during a turn of the loop, which planning a million rows is.
-            self._read = time.monotonic if isinstance(loop, uvloop.Loop) else loop.time
+            self._read = time_of(asyncio.get_running_loop())
         return self._read()
 
     def wall_us(self) -> int:

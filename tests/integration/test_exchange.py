@@ -44,12 +44,22 @@ async def serving(script: Script) -> AsyncIterator[Peer]:
 
 
 @asynccontextmanager
-async def route_to(url: URL) -> AsyncIterator[Route]:
+async def route_to(url: URL, idle_s: float = 5.0) -> AsyncIterator[Route]:
     connector = aiohttp.TCPConnector(limit=0)
     try:
-        yield Route(
-            connector, url, limits=LIMITS, proxy=None, tls=ssl.create_default_context, headers={"X-Test": "yes"}
+        route = Route(
+            connector,
+            url,
+            idle_s=idle_s,
+            limits=LIMITS,
+            proxy=None,
+            tls=ssl.create_default_context,
+            headers={"X-Test": "yes"},
         )
+        try:
+            yield route
+        finally:
+            route.close()
     finally:
         await connector.close()
 
@@ -72,6 +82,27 @@ async def test_connections_are_used_again() -> None:
         for _ in range(3):
             assert await body_of(await exchange(route, "GET", "/")) == b"ok"
         assert peer.connections == 1
+
+
+async def test_a_connection_that_was_idle_too_long_is_not_used_again() -> None:
+    """Its server may close it any moment: a request that meets that is in doubt. It is closed here, and in time."""
+    closed = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(OK)
+        finally:
+            closed.set()
+
+    async with serving(script) as peer, route_to(peer.url, idle_s=0.05) as route:
+        assert await body_of(await exchange(route, "GET", "/")) == b"ok"
+        async with asyncio.timeout(5):
+            await closed.wait()
+    async with serving(script) as peer, route_to(peer.url, idle_s=0.0) as route:
+        for _ in range(2):
+            assert await body_of(await exchange(route, "GET", "/")) == b"ok"
+        assert peer.connections == 2
 
 
 async def test_an_answer_that_nobody_asked_for_answers_no_later_request() -> None:
