@@ -18,21 +18,18 @@ from banana_batch.text import printable
 from .evidence import lost_commits
 from .mounts import remote_kind
 from .queries import sums_agree
-from .shape import foreign_parts, odd_file, schema_script
+from .shape import foreign_parts, is_known, migration, odd_file, schema_script
 
 STATE_NAME = "state.sqlite3"
 IMAGES_NAME = "images"
 APPLICATION_ID = 0x42414E42
-VERSION = 1
+VERSION = 2
 # Tables that are STRICT; UPDATE … FROM.
 OLDEST_SQLITE = (3, 37)
 BUSY_MS = 10_000
 
 # A whole check reads the whole file: above this size only after a run that did not end by itself.
 CHECKED_ALWAYS_BYTES = 64 << 20
-
-# Statements that lead from version N to N + 1.
-MIGRATIONS: dict[int, str] = {}
 
 
 def state_path(out: Path) -> Path:
@@ -305,9 +302,9 @@ def _check_version(db: sqlite3.Connection, out: Path) -> None:
             f"{state_path(out)}: written by a newer version (state version {version}, this one knows up to {VERSION})",
             "use that version, or a newer one; nothing was changed",
         )
-    if version < VERSION and version not in MIGRATIONS:
+    if version < VERSION and not is_known(version):
         raise damaged(out, f"state version {version} is not known")
-    foreign = foreign_parts(db) if version == VERSION else []
+    foreign = foreign_parts(db, version)
     if foreign:
         raise damaged(out, f"not as it was made: {printable(', '.join(foreign), 200)}")
 
@@ -320,9 +317,8 @@ def _refuse_odd(out: Path) -> None:
 
 def _migrate(db: sqlite3.Connection) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    while version < VERSION:
-        db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;")
-        version += 1
+    if version < VERSION:
+        db.executescript(f"BEGIN IMMEDIATE; {migration(version)} PRAGMA user_version = {VERSION}; COMMIT;")
 
 
 def damaged(out: Path, found: str) -> ManifestError:

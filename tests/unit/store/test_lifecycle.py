@@ -1,6 +1,5 @@
 """The life of a job: one table in the code, the same in the state file."""
 
-import re
 import sqlite3
 from collections.abc import Iterator
 from itertools import product
@@ -54,11 +53,21 @@ def test_the_state_file_takes_the_same_moves(db: sqlite3.Connection, was: JobSta
             db.execute("UPDATE jobs SET state = ?", (becomes,))
 
 
-def test_the_state_file_settles_along_the_same_table(db: sqlite3.Connection) -> None:
+@pytest.mark.parametrize(("was", "becomes"), list(product(Settlement, Settlement)))
+def test_the_state_file_settles_along_the_same_table(
+    db: sqlite3.Connection, was: Settlement, becomes: Settlement
+) -> None:
     """An attempt is settled once, but for a doubt that the user settles."""
     (trigger,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'attempts_settle_once'").fetchone()
-    pairs = {(Settlement(was), Settlement(becomes)) for was, becomes in re.findall(r"'(\w+)>(\w+)'", trigger)}
-    assert pairs == {(was, becomes) for was, known in SETTLEMENTS.items() for becomes in known}
+    db.execute("INSERT INTO attempts (job, run, kind, reserved, ceiling, sent_us) VALUES (1, 1, 1, 0, 0, 0)")
+    db.execute("DROP TRIGGER attempts_settle_once")
+    db.execute("UPDATE attempts SET outcome = ?", (was,))
+    db.execute(trigger)
+    if becomes in SETTLEMENTS.get(was, ()):
+        db.execute("UPDATE attempts SET outcome = ?", (becomes,))
+    else:
+        with pytest.raises(sqlite3.IntegrityError, match="settled once"):
+            db.execute("UPDATE attempts SET outcome = ?", (becomes,))
 
 
 @pytest.mark.parametrize("table", ["jobs", "attempts"])
