@@ -18,7 +18,7 @@ from banana_batch.text import printable
 from .evidence import lost_commits
 from .mounts import remote_kind
 from .queries import sums_agree
-from .shape import foreign_parts, is_known, migration, odd_file, schema_script
+from .shape import foreign_parts, is_known, migrate, odd_file, schema_script
 
 STATE_NAME = "state.sqlite3"
 IMAGES_NAME = "images"
@@ -317,8 +317,16 @@ def _refuse_odd(out: Path) -> None:
 
 def _migrate(db: sqlite3.Connection) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version < VERSION:
-        db.executescript(f"BEGIN IMMEDIATE; {migration(version)} PRAGMA user_version = {VERSION}; COMMIT;")
+    if version == VERSION:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        migrate(db, version)
+        db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
 
 
 def damaged(out: Path, found: str) -> ManifestError:

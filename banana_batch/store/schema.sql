@@ -4,7 +4,7 @@
 -- Rule 2: a job moves only along lifecycle.TRANSITIONS (a test holds the two equal).
 -- Rule 3: amounts are integer millionths of a credit, times integer microseconds since the epoch, UTC.
 -- Rule 4: the sums in `runs` and `kinds` are kept by the same triggers that see each settlement.
--- Rule 5: a trigger asks with `=`: for a longer list in IN, SQLite fills a table anew for each row.
+-- Rule 5: what is asked of each row is asked with `=`: for a longer list in IN, SQLite fills a table anew each time.
 
 PRAGMA application_id = 1111576130;  -- 'BANB'
 PRAGMA user_version = 2;
@@ -48,7 +48,8 @@ CREATE TABLE jobs (
   job INTEGER PRIMARY KEY,
   id TEXT NOT NULL,
   state TEXT NOT NULL DEFAULT 'pending' CHECK
-    (state IN ('pending', 'sending', 'paid', 'done', 'failed', 'in_doubt', 'lost', 'dropped')),
+    (state = 'pending' OR state = 'sending' OR state = 'paid' OR state = 'done' OR state = 'failed'
+      OR state = 'in_doubt' OR state = 'lost' OR state = 'dropped'),
   position INTEGER,
   key BLOB NOT NULL,
   kind INTEGER NOT NULL REFERENCES kinds,
@@ -76,7 +77,8 @@ CREATE TABLE attempts (
   run INTEGER NOT NULL REFERENCES runs,
   kind INTEGER NOT NULL REFERENCES kinds,
   outcome TEXT NOT NULL DEFAULT 'sending' CHECK
-    (outcome IN ('sending', 'not_sent', 'refused', 'paid', 'unpriced', 'doubt', 'charged', 'not_charged')),
+    (outcome = 'sending' OR outcome = 'paid' OR outcome = 'refused' OR outcome = 'doubt' OR outcome = 'unpriced'
+      OR outcome = 'not_sent' OR outcome = 'charged' OR outcome = 'not_charged'),
   reserved INTEGER NOT NULL CHECK (reserved >= 0),
   ceiling INTEGER NOT NULL,
   credits INTEGER CHECK (credits >= 0),

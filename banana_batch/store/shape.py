@@ -9,85 +9,94 @@ import re
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
 from banana_batch.errors import DiskError
 
-# Triggers as an older version had them; the rest was the same.
-_FORMER = {
-    1: """
-CREATE TRIGGER jobs_move_along_the_table BEFORE UPDATE OF state ON jobs
-WHEN OLD.state || '>' || NEW.state NOT IN (
-  'pending>sending',
-  'sending>pending', 'sending>failed', 'sending>paid', 'sending>in_doubt',
-  'paid>done', 'paid>lost',
-  'in_doubt>pending', 'in_doubt>paid', 'in_doubt>dropped',
-  'failed>pending', 'dropped>pending',
-  'done>paid')
-BEGIN SELECT RAISE(ABORT, 'no such transition'); END;
-
-CREATE TRIGGER attempts_settle_once BEFORE UPDATE OF outcome ON attempts
-WHEN OLD.outcome || '>' || NEW.outcome NOT IN (
-  'sending>not_sent', 'sending>refused', 'sending>paid', 'sending>unpriced', 'sending>doubt',
-  'doubt>charged', 'doubt>not_charged', 'doubt>paid')
-BEGIN SELECT RAISE(ABORT, 'an attempt is settled once'); END;
-"""
-}
-
 _COMMENT = re.compile(r"--[^\n]*")
 _SPACE = re.compile(r"\s+")
-_TRIGGER = re.compile(r"CREATE TRIGGER (\w+)")
+_CREATES = re.compile(r"^CREATE (?:\w+ )?(?:TABLE|INDEX|TRIGGER|VIEW) (\w+)", re.MULTILINE)
+_FORMER = frozenset({1})  # versions that can be taken over
 
-
-def schema_script() -> str:
-    """Return the statements that make an empty state.
-
-    Raises:
-        DiskError: this program's own file can't be read.
-    """
-    try:
-        return Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
-    except OSError as failed:
-        raise DiskError(f"schema.sql of this program can't be read: {failed.strerror}", "install it anew") from failed
-
-
-@contextmanager
-def _made(version: int | None) -> Iterator[sqlite3.Connection]:
-    """Yield an empty state as a version made it; None: this one."""
-    with closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(schema_script())
-        former = _FORMER.get(version or 0, "")
-        for name in _TRIGGER.findall(former):
-            db.execute(f"DROP TRIGGER {name}")
-        db.executescript(former)
-        yield db
-
-
-@lru_cache(maxsize=2)
-def _shape_of(version: int | None) -> frozenset[tuple[str, str, str]]:
-    with _made(version) as db:
-        return _shape(db)
-
-
-def migration(version: int) -> str:
-    """Return the statements that lead from an older version to this one."""
-    names = _TRIGGER.findall(_FORMER[version])
-    with _made(None) as db:
-        ours = [db.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (name,)).fetchone()[0] for name in names]
-    return "".join(f"DROP TRIGGER {name}; {sql};\n" for name, sql in zip(names, ours, strict=True))
-
-
-def _shape(db: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
-    rows = db.execute("SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
-    # Comments and spaces may change between versions; what is said may not, without a migration.
-    return frozenset((kind, name, _SPACE.sub(" ", _COMMENT.sub("", sql or "")).strip()) for kind, name, sql in rows)
+Shape = frozenset[tuple[str, str, str]]
 
 
 def is_known(version: int) -> bool:
     """Tell whether an older version's state can be taken over."""
     return version in _FORMER
+
+
+def schema_script(version: int | None = None) -> str:
+    """Return the statements that make an empty state, as a former version did or, with None, as this one does.
+
+    Raises:
+        DiskError: this program's own file can't be read.
+    """
+    ours = _file("schema.sql")
+    if version is None:
+        return ours
+    former = {_name(statement): statement for statement in _statements(_file(f"schema_{version}.sql"))}
+    return "".join(former.get(_name(statement), statement) for statement in _statements(ours))
+
+
+def _file(name: str) -> str:
+    try:
+        return Path(__file__).with_name(name).read_text(encoding="utf-8")
+    except OSError as failed:
+        raise DiskError(f"{name} of this program can't be read: {failed.strerror}", "install it anew") from failed
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _name(statement: str) -> str:
+    found = _CREATES.search(statement)
+    return found[1] if found else statement
+
+
+@lru_cache(maxsize=2)
+def _shape_of(version: int | None) -> Shape:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(schema_script(version))
+        return _shape(db)
+
+
+def migrate(db: sqlite3.Connection, version: int) -> None:
+    """Give a former version's state, inside a transaction, the statements of this one.
+
+    Its rows stay as they are: only what is asked of them is put otherwise. So a table's text is replaced, which is
+    what SQLite's documentation advises for a CHECK (lang_altertable.html, section 7).
+    """
+    changed = {name for _, name, _ in _shape_of(version) ^ _shape_of(None)}
+    db.execute("PRAGMA writable_schema = ON")
+    for statement in _statements(schema_script()):
+        name = _name(statement)
+        if name not in changed:
+            continue
+        text = _COMMENT.sub("", statement).strip().removesuffix(";")
+        if text.startswith("CREATE TRIGGER"):
+            db.execute(f"DROP TRIGGER {name}")
+            db.execute(text)
+        else:
+            db.execute("UPDATE sqlite_schema SET sql = ? WHERE type = 'table' AND name = ?", (text, name))
+    # Every connection reads the tables anew.
+    (known,) = db.execute("PRAGMA schema_version").fetchone()
+    db.execute(f"PRAGMA schema_version = {known + 1}")
+    db.execute("PRAGMA writable_schema = OFF")
+
+
+def _shape(db: sqlite3.Connection) -> Shape:
+    rows = db.execute("SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
+    # Comments and spaces may change between versions; what is said may not, without a migration.
+    return frozenset((kind, name, _SPACE.sub(" ", _COMMENT.sub("", sql or "")).strip()) for kind, name, sql in rows)
 
 
 def foreign_parts(db: sqlite3.Connection, version: int) -> list[str]:

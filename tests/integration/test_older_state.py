@@ -11,6 +11,8 @@ from banana_batch.cli import app
 from banana_batch.store import database, shape
 from tests.integration.whole_runs import scratch
 
+OLDER = shape.schema_script(1)
+TABLES = ("batch", "runs", "kinds", "jobs", "attempts", "images")
 MANIFEST = '{"prompt": "a", "id": "a"}\n{"prompt": "b", "id": "b"}\n'
 
 
@@ -21,8 +23,19 @@ def older() -> Iterator[Path]:
         (made / "p.jsonl").write_text(MANIFEST)
         assert run(made, "--limit", "1") == 0
         with closing(sqlite3.connect(made / "out" / database.STATE_NAME, isolation_level=None)) as db:
-            db.executescript("DROP TRIGGER jobs_move_along_the_table; DROP TRIGGER attempts_settle_once;")
-            db.executescript(shape._FORMER[1] + "PRAGMA user_version = 1;")
+            rows = {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}
+        (made / "out" / database.STATE_NAME).unlink()
+        with closing(sqlite3.connect(made / "out" / database.STATE_NAME, isolation_level=None)) as db:
+            db.executescript(OLDER)
+            triggers = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+            for name, _ in triggers:
+                db.execute(f"DROP TRIGGER {name}")
+            for table in TABLES:
+                marks = ", ".join("?" * len(rows[table][0]))
+                db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows[table])
+            for _, sql in triggers:
+                db.execute(sql)
+            db.executescript("PRAGMA journal_mode = WAL; PRAGMA user_version = 1")
         yield made
 
 
