@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from . import accounting
@@ -30,8 +31,6 @@ class Estimates:
         changed: The run has changed anything that results show.
     """
 
-    hears = _CHANGES | {"answered"}
-
     def __init__(self, max_price: int) -> None:
         self.changed = False
         self._max_price = max_price
@@ -46,9 +45,23 @@ class Estimates:
 
     def emit(self, event: str, /, **facts: object) -> None:
         """See ports.Events."""
-        self.changed = self.changed or event in _CHANGES
-        if event == "answered" and facts["credits_micro"] and facts["kind"] not in self._priced:
-            self._priced.add(facts["kind"])
+        listener = self.listener(event)
+        if listener is not None:
+            listener(facts)
+
+    def listener(self, event: str) -> Callable[[Mapping[str, object]], None] | None:
+        """See ports.Events."""
+        if event == "answered":
+            return self._answered
+        return self._changed if event in _CHANGES else None
+
+    def _changed(self, _facts: Mapping[str, object]) -> None:
+        self.changed = True
+
+    def _answered(self, facts: Mapping[str, object]) -> None:
+        kind = facts["kind"]
+        if kind not in self._priced and facts["credits_micro"]:
+            self._priced.add(kind)
             if self._store is not None:
                 self._store.do(self.estimate).add_done_callback(self._tell)
 

@@ -7,7 +7,7 @@ Rule 2: all or nothing: whatever goes wrong with an early part, the whole is wri
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, closing, suppress
 from itertools import takewhile
@@ -47,8 +47,6 @@ class Listing:
         calls: Jobs that are to be sent, for the first time in this run; 0: not known.
     """
 
-    hears = frozenset({"sent"})
-
     def __init__(self, out: Path, executor: Executor) -> None:
         self.calls = 0
         self._out = out
@@ -58,8 +56,17 @@ class Listing:
         self._open = ExitStack()
         self._early: Future[_Early | None] | None = None
 
-    def emit(self, _event: str, /, **_facts: object) -> None:
-        """See ports.Events. A call that is repeated counts twice: then it begins a little sooner."""
+    def emit(self, event: str, /, **facts: object) -> None:
+        """See ports.Events."""
+        if event == "sent":
+            self._count(facts)
+
+    def listener(self, event: str) -> Callable[[Mapping[str, object]], None] | None:
+        """See ports.Events."""
+        return self._count if event == "sent" else None
+
+    def _count(self, _facts: Mapping[str, object]) -> None:
+        # A call that is repeated counts twice: then it begins a little sooner.
         self._sent += 1
         if self._sent == self.calls:
             self._early = self._executor.submit(self._begin)

@@ -154,7 +154,8 @@ class Disk(Protocol):
 class Events(Protocol):
     """Where what happens is told: `run.log`, the progress bar, the account of the night.
 
-    Whoever wants few of the events names them in an attribute `hears`: three are told of each job.
+    Three are told of each job. So whoever has a method `listener` is asked, once for each event, for what is to be
+    called with its facts, or None; they are everybody's, and nobody changes them.
     """
 
     def emit(self, event: str, /, **facts: object) -> None:

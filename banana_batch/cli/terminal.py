@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from banana_batch import money
 from banana_batch.batch import Run
@@ -42,6 +43,10 @@ class Terminal:
     def emit(self, event: str, /, **facts: object) -> None:
         """See ports.Events."""
         self._progress.emit(event, **facts)
+
+    def listener(self, event: str) -> Callable[[Mapping[str, Any]], None] | None:
+        """See ports.Events."""
+        return self._progress.listener(event)
 
     def close(self) -> None:
         """Leave the terminal to what is printed next."""

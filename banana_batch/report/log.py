@@ -11,7 +11,8 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -72,7 +73,7 @@ class RunLog:
         self._wall_us = wall_us
         self._trouble = trouble
         self._redact = redact
-        self._waiting: deque[tuple[int, str, dict[str, object]]] = deque()
+        self._waiting: deque[tuple[int, str, Mapping[str, object]]] = deque()
         self._unwritten = 0
         self._troubled = False
         self._closed = False
@@ -82,6 +83,13 @@ class RunLog:
 
     def emit(self, event: str, /, **facts: object) -> None:
         """Note an event down for the log."""
+        self._note(event, facts)
+
+    def listener(self, event: str) -> Callable[[Mapping[str, object]], None]:
+        """See ports.Events."""
+        return partial(self._note, event)
+
+    def _note(self, event: str, facts: Mapping[str, object]) -> None:
         if self._closed:
             return
         if len(self._waiting) >= MAX_WAITING:
@@ -105,11 +113,11 @@ class RunLog:
             group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _GROUP))]
             self._write("".join([self._line(*record) for record in group]), len(group))
 
-    def _line(self, us: int, event: str, facts: dict[str, object]) -> str:
+    def _line(self, us: int, event: str, facts: Mapping[str, object]) -> str:
         head: dict[str, object] = {"time": rfc3339(us), "event": event}
         return (_plain_line(head, facts) if event in ROUTINE else None) or self._bounded_line(head, facts)
 
-    def _bounded_line(self, head: dict[str, object], facts: dict[str, object]) -> str:
+    def _bounded_line(self, head: dict[str, object], facts: Mapping[str, object]) -> str:
         event = head["event"]
         record = dict(head)
         for name, value in facts.items():
@@ -152,7 +160,7 @@ class RunLog:
                 self._trouble(f"{self._path.name} can't be written ({error.strerror}); the run goes on without it")
 
 
-def _plain_line(head: dict[str, object], facts: dict[str, object]) -> str | None:
+def _plain_line(head: dict[str, object], facts: Mapping[str, object]) -> str | None:
     """Return the line of an event of a single job, of which there are three a job; None where it must be bounded.
 
     Where nothing had to be escaped, nothing is there to be cleaned either.

@@ -9,9 +9,10 @@ Rule 3: quiet means silent on success: trouble is kept back until the run turns 
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from banana_batch.money import credits_text
@@ -38,6 +39,7 @@ TOLD_PER_CLASS = 3
 
 _MAX_LINES = 1000
 _URGENT = frozenset({"stop", "gave_up", "unrecorded"})
+_COUNTED = frozenset({"sent", "stored"})
 _CHATTER = frozenset({"run_started", "estimate", "throttled"})
 _BAR_FORMAT = "{n_fmt}/{total_fmt} {percentage:3.0f}% {bar} {desc}"
 LEAST_BAR = 10
@@ -79,12 +81,20 @@ class Progress:
         self._started = self._ended = self._dirty = False
         self._line_due_s = float("inf")
         self._drawn_s = 0.0
+        self._counted = (0, 0, 0)
         self._bar: tqdm[Any] | None = None
         self._drawing = threading.Lock()
         self._background = Background("banana-progress", self._turn, REDRAW_S if self._draws else min(1.0, minute_s))
 
     def emit(self, event: str, /, **facts: object) -> None:
         """Note down what is worth a line."""
+        self._hear(event, facts)
+
+    def listener(self, event: str) -> Callable[[Mapping[str, Any]], None] | None:
+        """See ports.Events. What is only counted is seen in the tally."""
+        return None if event in _COUNTED else partial(self._hear, event)
+
+    def _hear(self, event: str, facts: Mapping[str, Any]) -> None:
         self._dirty = True
         phrase = PHRASES.get(event)
         if phrase is not None and self._worth_telling(event, facts):
@@ -169,8 +179,12 @@ class Progress:
 
     def _draw(self) -> None:
         now_s = time.monotonic()
-        if not self._started or not (self._dirty or self._ended or now_s - self._drawn_s >= 1.0):
+        counted = (self._tally.settled, self._tally.in_flight, self._tally.spent_micro)
+        if not self._started or not (
+            self._dirty or counted != self._counted or self._ended or now_s - self._drawn_s >= 1.0
+        ):
             return
+        self._counted = counted
         if self._bar is None:
             self._bar = _new_bar(self._stream, self._tally)
         self._dirty = False

@@ -75,7 +75,7 @@ class Tally:
         spent_micro: Spent by this run.
         latencies: Of this run's images, from the send to the whole answer.
         outages: Of this run, in order.
-        hears: See ports.Events.
+        listener: See ports.Events.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -105,7 +105,7 @@ class Tally:
             "throttled": self._throttled,
             "unthrottled": self._unthrottled,
         }
-        self.hears = self._counters.keys()
+        self.listener = self._counters.get
 
     def emit(self, event: str, /, **facts: object) -> None:
         """Count one event; those that change no figure are ignored."""

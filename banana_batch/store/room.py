@@ -1,6 +1,7 @@
 """Whether what is about to be bought has a place: on the disk, and in the ledger that the next run will find."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from banana_batch.models import KEPT_FREE_BYTES
@@ -15,8 +16,6 @@ FIRST_GUESS_BYTES = 256 << 10
 
 class Room:
     """Implements `ports.Disk`; as `ports.Events` it learns how large images are."""
-
-    hears = frozenset({"stored"})
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -50,8 +49,16 @@ class Room:
 
     def emit(self, event: str, /, **facts: object) -> None:
         """Learn from each image that was stored."""
+        if event == "stored":
+            self._learn(facts)
+
+    def listener(self, event: str) -> Callable[[Mapping[str, object]], None] | None:
+        """See ports.Events."""
+        return self._learn if event == "stored" else None
+
+    def _learn(self, facts: Mapping[str, object]) -> None:
         size = facts.get("bytes")
-        if event == "stored" and isinstance(size, int) and size > self._image_bytes:
+        if isinstance(size, int) and size > self._image_bytes:
             self._image_bytes, self._unlooked = size, 0
 
 
