@@ -128,6 +128,6 @@ class ImageFetcher:
             return classify.blocked(Blocked("its url can't be asked for"))
         if isinstance(received, FetchFailed):
             return received
-        if received.label is not None:
-            received = received._replace(label=self._redact(received.label))
+        if received.label is not None and (label := self._redact(received.label)) != received.label:
+            received = received._replace(label=label)
         return await self._commits.put(received)
