@@ -269,6 +269,7 @@ async def exchange(
             transport.write(b"".join(parts))
         else:
             upload = asyncio.get_running_loop().create_task(_upload(connection, parts), name="upload")
+        body, parts, head = None, (), b""  # an answer takes minutes, and thousands are waited for
         while True:
             message, content = await protocol.read()
             if not 100 <= message.code < 200 or message.code == 101:

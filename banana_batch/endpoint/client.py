@@ -8,7 +8,7 @@ Rule 4: nothing that came from outside leaves here with the key in it.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from banana_batch.text import printable
 from banana_batch.trust import tls_context
 
 from . import classify, wire
+from .expiry import Expiry
 from .failures import classify_failure, describe
 from .references import References
 from .transport import IDLE_S, connect_limits, paid_connector
@@ -49,18 +50,65 @@ class _TooLarge(Exception):
 class _Call:
     """What is known of one request so far."""
 
-    __slots__ = ("body", "expired", "headers", "kept", "limit_bytes", "status", "timeout_s", "timer", "trace")
+    __slots__ = (
+        "body", "clock", "cut", "expired", "expiry", "headers", "kept", "limit_bytes", "status", "timeout_s", "trace",
+        "turns_left",
+    )  # fmt: skip
 
-    def __init__(self, trace: SendTrace, timeout_s: float) -> None:
+    def __init__(self, trace: SendTrace, timeout_s: float, clock: Clock, expiry: Expiry) -> None:
         self.trace = trace
+        self.clock = clock
+        self.expiry = expiry
         self.timeout_s = timeout_s
-        self.timer: asyncio.Handle | None = None
+        self.cut: Callable[[], None] | None = None
+        self.turns_left = LAST_TURNS
         self.expired = False
         self.limit_bytes = wire.MAX_ANSWER_BYTES
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
         self.body = bytearray()
         self.kept = b""  # its start without the key, once it has ended
+
+    def sending(self, cut: Callable[[], None]) -> None:
+        """Note that the first byte may leave now; `cut` breaks the connection off."""
+        if self.trace.sent_at_s is not None:
+            raise RuntimeError("a request is never sent twice")
+        self.trace.sent_at_s = self.clock.monotonic_s()
+        self.cut = cut
+        self.expiry.begin(self.late, self.timeout_s)
+
+    def late(self) -> None:
+        """End it for its length, unless its answer is there: a process that was frozen finds both at once."""
+        if self.cut is None:
+            return
+        if self.turns_left:
+            self.turns_left -= 1
+            asyncio.get_running_loop().call_soon(self.late)
+        else:
+            self.expired = True
+            self.cut()
+
+    def end(self) -> None:
+        """It has ended, whatever happened: it can't be late any more."""
+        if self.cut is not None:
+            self.cut = None
+            self.expiry.over(self.late, self.timeout_s)
+
+    async def read(self, answer: Exchange) -> None:
+        """Take in the answer.
+
+        Raises:
+            _TooLarge: it is longer than any real one.
+        """
+        self.status = answer.status
+        self.headers = answer.headers
+        content = answer.content
+        while chunk := await content.readany():
+            self.body += chunk
+            if len(self.body) > self.limit_bytes:
+                raise _TooLarge
+            if content.at_eof():
+                break
 
 
 class EndpointClient:
@@ -100,6 +148,7 @@ class EndpointClient:
         self._references = References(executor)
 
     async def __aenter__(self) -> Self:
+        self._expiry = Expiry()
         self._connector = paid_connector()
         headers = {
             KEY_HEADER: self._key.reveal(),
@@ -122,6 +171,7 @@ class EndpointClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, where: TracebackType | None
     ) -> None:
+        self._expiry.close()
         self._route.close()
         await self._connector.close()
 
@@ -131,38 +181,32 @@ class EndpointClient:
         Raises:
             asyncio.CancelledError: with `trace.sent_at_s` set, the call may have been charged.
         """
-        call = _Call(trace, self._timeout_s(job.kind.image_size))
+        call = _Call(trace, self._timeout_s(job.kind.image_size), self._clock, self._expiry)
         try:
-            await self._exchange(call, job)
+            answer = await exchange(
+                self._route, "POST", self._url.raw_path_qs, body=await self._body(call, job), sending=call.sending
+            )
+            try:
+                await call.read(answer)
+            finally:
+                answer.end()
         except Exception as failed:  # noqa: BLE001  # Rule of the port: every ending is a value; what is not known is a doubt.
             return self._unanswered(call, TimeoutError() if call.expired else failed)
         finally:
-            if call.timer is not None:
-                call.timer.cancel()
+            call.end()
         # A body without a length ends with its connection: one that was cut off would pass for whole.
         return self._unanswered(call, TimeoutError()) if call.expired else self._answered(call)
 
-    async def _exchange(self, call: _Call, job: QueuedJob) -> None:
-        """Send the request and read the answer into `call`."""
+    async def _body(self, call: _Call, job: QueuedJob) -> Sequence[bytes]:
+        """Return the request's body in parts, and let its answer be as long as it may be."""
         if job.references is None:
-            parts = [job.request.encode()]
+            parts: Sequence[bytes] = (job.request.encode(),)
         else:
             parts = await self._references.compose(job.request, job.references)
         size = sum(map(len, parts))
         if size > LARGE_REQUEST_BYTES:
             call.limit_bytes += 2 * size
-
-        def sending(cut: Callable[[], None]) -> None:
-            if call.trace.sent_at_s is not None:
-                raise RuntimeError("a request is never sent twice")
-            call.trace.sent_at_s = self._clock.monotonic_s()
-            call.timer = asyncio.get_running_loop().call_later(call.timeout_s, _expire, call, cut, LAST_TURNS)
-
-        answer = await exchange(self._route, "POST", self._url.raw_path_qs, body=parts, sending=sending)
-        try:
-            await _read(call, answer)
-        finally:
-            answer.end()
+        return parts
 
     def _answered(self, call: _Call) -> Reply:
         assert call.status is not None
@@ -208,24 +252,3 @@ class EndpointClient:
             raw=call.kept,
             retry_after_s=retry_after_s if verdict.outcome is Outcome.REFUSED_FOR_NOW else None,
         )
-
-
-def _expire(call: _Call, cut: Callable[[], None], turns: int) -> None:
-    """End a call that took too long, unless its answer is there: a process that was frozen finds both at once."""
-    if turns:
-        call.timer = asyncio.get_running_loop().call_soon(_expire, call, cut, turns - 1)
-    else:
-        call.expired = True
-        cut()
-
-
-async def _read(call: _Call, answer: Exchange) -> None:
-    call.status = answer.status
-    call.headers = answer.headers
-    content = answer.content
-    while chunk := await content.readany():
-        call.body += chunk
-        if len(call.body) > call.limit_bytes:
-            raise _TooLarge
-        if content.at_eof():
-            break

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from msgspec import Struct, field
 
 from banana_batch.errors import BananaError, Exit, bug_text
-from banana_batch.models import PaidImage, QueuedJob
+from banana_batch.models import PaidImage, QueuedJob, Reserve
 from banana_batch.ports import Clock, Disk, Endpoint, Events, Images, Pacer, Store
 
 from .downloads import Downloads
@@ -191,7 +191,9 @@ class Pool:
         shared = self._shared
         try:
             while not shared.stops and (job := await shared.feed.take()) is not None:
-                await self._one(job)
+                held = await self._held(job)
+                if held is not None:
+                    await send(shared, job, held)
         except BananaError as failed:
             shared.stop(Stop(failed.exit, str(failed), failed.hint or ""))
         except Exception as failed:  # noqa: BLE001  # a bug must not cancel other people's paid calls: drain and say so
@@ -202,19 +204,19 @@ class Pool:
             if not self._senders:
                 self._downloads.close()
 
-    async def _one(self, job: QueuedJob) -> None:
-        shared, held = self._shared, None
-        while held is None:
-            if not await self._pacer.admit(job.kind):
-                shared.feed.stop()
-                return
+    async def _held(self, job: QueuedJob) -> Reserve | None:
+        """Wait for a turn and set credits aside; None: no further call may start."""
+        shared = self._shared
+        while await self._pacer.admit(job.kind):
             held = reserve_now(shared, job) if self._room_on_disk() else None
-            if held is None:
-                # A turn is for now: a deadline or a pause may come while calls under way hold the credits.
-                self._pacer.withdraw()
-                if not await credits_free(shared, job):
-                    return
-        await send(shared, job, held)
+            if held is not None:
+                return held
+            # A turn is for now: a deadline or a pause may come while calls under way hold the credits.
+            self._pacer.withdraw()
+            if not await credits_free(shared, job):
+                return None
+        shared.feed.stop()
+        return None
 
     def _keep(self, image: PaidImage) -> None:
         self._downloads.put(image)

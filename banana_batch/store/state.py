@@ -69,6 +69,8 @@ class StateStore:
         self._unrecorded: list[Settle] = []
         self._taken: dict[str, handout.Place] = {}
         self._known = Known(db, run)
+        # A run goes through its rows once, in order: further pages are not wanted again (as fast, 1.5 MB less).
+        db.execute("PRAGMA cache_size = -512")
         ballast.keep(out)
 
     # Reads that need no turn of the database's thread.

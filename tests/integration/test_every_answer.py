@@ -298,14 +298,14 @@ async def test_a_call_without_an_answer_in_time(out: Path) -> None:
 
 async def test_a_fault_of_our_own_while_a_call_is_out(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever breaks here after the send, the call is in doubt: it is never taken for a refusal."""
-    read, odd = client._read, [LookupError("odd")]
+    read, odd = client._Call.read, [LookupError("odd")]
 
     async def broken(call: client._Call, found: Exchange) -> None:
         if odd:
             raise odd.pop()
         await read(call, found)
 
-    monkeypatch.setattr(client, "_read", broken)
+    monkeypatch.setattr(client._Call, "read", broken)
     async with gateway() as peer:
         ended = await run_batch(out, peer.url, PROMPTS)
     check(ended, len(peer.posts), once("unexpected"))
