@@ -1,6 +1,7 @@
 """The time of an event loop, as durations and waits want it."""
 
 import asyncio
+import encodings.idna  # noqa: F401  # uvloop's first connection wants it: not from a disk that has failed meanwhile
 import time
 from collections.abc import Callable
 

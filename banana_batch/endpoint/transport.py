@@ -35,7 +35,7 @@ def paid_socket(address: tuple[Any, ...]) -> socket.socket:
 
 def paid_connector() -> aiohttp.TCPConnector:
     """Make what opens the paid connections."""
-    return aiohttp.TCPConnector(limit=0, socket_factory=paid_socket)
+    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=paid_socket)
 
 
 def connect_limits() -> aiohttp.ClientTimeout:

@@ -19,7 +19,7 @@ from .power import parts_unsynced, state_unsynced
 from .process import preload
 from .suite import Figures, Suite
 
-_CALLS = "pwrite64,write,fsync,fdatasync,linkat,sendto"
+_CALLS = "pwrite64,write,fsync,fdatasync,linkat"
 _LINE = re.compile(r"^\d+ +(?:<\.\.\. (?P<resumed>\w+) resumed>|(?P<call>\w+)\()(?P<rest>.*)$")
 
 
@@ -68,7 +68,7 @@ def events(record: str) -> list[str]:
 
 def _name(call: str, rest: str) -> str:
     target = rest.split(",", maxsplit=1)[0]
-    if call == "sendto":
+    if call == "write" and "<socket:" in target:
         return "post" if '"POST ' in rest else "get" if '"GET ' in rest else ""
     if call == "linkat":
         return "link"

@@ -72,7 +72,9 @@ def strike(case: Case) -> Found:
             options=("-c", case.width),
         )
         options = trace.injection(case.call, case.number, case.what, sticky=case.sticky)
-        code = trace.run_traced(batch, case.role, options, every_thread=case.sticky)
+        if _is_of_files(case.call, case.what):
+            options += trace.only_files(batch)
+        code = trace.run_traced(batch, case.role, options, every_thread=case.sticky, mutate=trace.name_parts)
         found = violations(batch)
         found += _wrong_end(batch, case, code)
         found += completed(batch)
@@ -93,19 +95,32 @@ def _wrong_end(batch: Batch, case: Case, code: int | None) -> list[str]:
     return []
 
 
-def points(gateway: str, log: Path, width: str, calls: tuple[str, ...]) -> Iterator[Case]:
+def _is_of_files(call: str, what: str) -> bool:
+    """Tell whether a fault is to meet files alone: a kill may come anywhere, a full disk not on a socket."""
+    return call == "write" and what != "KILL"
+
+
+def points(gateway: str, log: Path, width: str, calls: tuple[str, ...], what: str) -> Iterator[Case]:
     """Count the calls of an undisturbed batch; yield a case for each, and one more of each kind."""
     with scratch("count") as folder:
         for role in trace.ROLES:
-            batch = Batch(folder / f"count-{role}", jobs=JOBS, gateway=gateway, log=log, options=("-c", width))
-            for call, count in sorted(trace.counted(batch, role, calls).items()):
+
+            def batch(name: str, role: str = role) -> Batch:
+                place = folder / f"count-{role}-{name}"
+                return Batch(place, jobs=JOBS, gateway=gateway, log=log, options=("-c", width))
+
+            of_files = tuple(call for call in calls if _is_of_files(call, what))
+            found = trace.counted(batch("all"), role, tuple(call for call in calls if call not in of_files))
+            if of_files:
+                found += trace.counted(batch("files"), role, of_files, files=True)
+            for call, count in sorted(found.items()):
                 for number in range(1, count + 2):
-                    yield Case(role, call, number, "KILL", width=width, gateway=gateway, log=str(log))
+                    yield Case(role, call, number, what, width=width, gateway=gateway, log=str(log))
 
 
 def run_sys(tier: str) -> Figures:
     """SIGKILL at every call."""
-    return _run(tier, trace.DISK_CALLS + trace.NET_CALLS, lambda case: [case])
+    return _run(tier, trace.DISK_CALLS + trace.NET_CALLS, "KILL", lambda case: [case])
 
 
 def run_err(tier: str) -> Figures:
@@ -116,17 +131,20 @@ def run_err(tier: str) -> Figures:
             return []
         return [replace(case, what=what, sticky=sticky) for what in ("EIO", "ENOSPC") for sticky in (False, True)]
 
-    return _run(tier, trace.DISK_CALLS, faults)
+    return _run(tier, trace.DISK_CALLS, "EIO", faults)
 
 
-def _run(tier: str, calls: tuple[str, ...], faults: Callable[[Case], list[Case]]) -> Figures:
+def _run(tier: str, calls: tuple[str, ...], what: str, faults: Callable[[Case], list[Case]]) -> Figures:
     figures, why = Figures(), trace.missing()
     if why:
         figures.counts[f"left out: {why}"] = 1
         return figures
     with scratch("server") as folder, trace.server(folder / "sandbox") as (gateway, log):
         cases = [
-            fault for width in _WIDTHS[tier] for one in points(gateway, log, width, calls) for fault in faults(one)
+            fault
+            for width in _WIDTHS[tier]
+            for one in points(gateway, log, width, calls, what)
+            for fault in faults(one)
         ]
         codes: Counter[str] = Counter()
         for found in process.streams(strike, cases):
