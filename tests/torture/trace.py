@@ -80,7 +80,7 @@ def _attached(tracer: "subprocess.Popen[bytes]", thread: int) -> None:
         try:
             if re.search(r"^TracerPid:\t[1-9]", status.read_text(), re.MULTILINE):
                 return
-        except FileNotFoundError:  # the thread has ended: nothing of it is left to be struck
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended: nothing of it is left to be struck
             return
         if tracer.poll() is not None:
             break
