@@ -2,11 +2,11 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from . import accounting
-from .ports import Events
+from .ports import Events, Listener
 from .store import queries
 from .store.state import StateStore
 
@@ -49,7 +49,7 @@ class Estimates:
         if listener is not None:
             listener(facts)
 
-    def listener(self, event: str) -> Callable[[Mapping[str, object]], None] | None:
+    def listener(self, event: str) -> Listener | None:
         """See ports.Events."""
         if event == "answered":
             return self._answered

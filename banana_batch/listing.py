@@ -7,7 +7,7 @@ Rule 2: all or nothing: whatever goes wrong with an early part, the whole is wri
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, closing, suppress
 from itertools import takewhile
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from .errors import BananaError
 from .lifecycle import JobState
+from .ports import Listener
 from .report.atomic import replaced
 from .report.results import FILE_NAME, add_results, result_dict, write_results
 from .store import database, queries
@@ -61,7 +62,7 @@ class Listing:
         if event == "sent":
             self._count(facts)
 
-    def listener(self, event: str) -> Callable[[Mapping[str, object]], None] | None:
+    def listener(self, event: str) -> Listener | None:
         """See ports.Events."""
         return self._count if event == "sent" else None
 

@@ -5,8 +5,8 @@ Rule 2: outcomes are values. Only what must end the run is raised.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from .errors import DiskError
 from .models import (
@@ -149,6 +149,9 @@ class Disk(Protocol):
 
     def has_room(self, images: int) -> bool:
         """Tell whether that many more images fit; asked before each paid call."""
+
+
+Listener = Callable[[Mapping[str, Any]], None]
 
 
 class Events(Protocol):

@@ -4,15 +4,15 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 from banana_batch import money
 from banana_batch.batch import Run
 from banana_batch.engine.stops import Stop
 from banana_batch.errors import Exit, Stopped
 from banana_batch.planning import Prepared
+from banana_batch.ports import Listener
 from banana_batch.report.moments import local_text
 from banana_batch.report.progress import Progress, status_line
 from banana_batch.report.stream import Stream
@@ -44,7 +44,7 @@ class Terminal:
         """See ports.Events."""
         self._progress.emit(event, **facts)
 
-    def listener(self, event: str) -> Callable[[Mapping[str, Any]], None] | None:
+    def listener(self, event: str) -> Listener | None:
         """See ports.Events."""
         return self._progress.listener(event)
 

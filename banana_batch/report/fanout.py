@@ -1,12 +1,9 @@
 """One event, told to those who hear it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
 
-from banana_batch.ports import Events
-
-Listener = Callable[[Mapping[str, Any]], None]
+from banana_batch.ports import Events, Listener
 
 
 class Fanout:

@@ -19,6 +19,7 @@ import msgspec
 from pydantic_core import to_json
 
 from banana_batch.errors import OutputError
+from banana_batch.ports import Listener
 from banana_batch.text import MAX_MESSAGE_CHARS, printable
 
 from .background import Background
@@ -85,7 +86,7 @@ class RunLog:
         """Note an event down for the log."""
         self._note(event, facts)
 
-    def listener(self, event: str) -> Callable[[Mapping[str, object]], None]:
+    def listener(self, event: str) -> Listener:
         """See ports.Events."""
         return partial(self._note, event)
 

@@ -9,13 +9,14 @@ Rule 3: quiet means silent on success: trouble is kept back until the run turns 
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from banana_batch.money import credits_text
+from banana_batch.ports import Listener
 from banana_batch.text import duration_text, plural
 
 from .background import Background
@@ -90,7 +91,7 @@ class Progress:
         """Note down what is worth a line."""
         self._hear(event, facts)
 
-    def listener(self, event: str) -> Callable[[Mapping[str, Any]], None] | None:
+    def listener(self, event: str) -> Listener | None:
         """See ports.Events. What is only counted is seen in the tally."""
         return None if event in _COUNTED else partial(self._hear, event)
 

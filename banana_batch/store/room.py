@@ -1,10 +1,11 @@
 """Whether what is about to be bought has a place: on the disk, and in the ledger that the next run will find."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from banana_batch.models import KEPT_FREE_BYTES
+from banana_batch.ports import Listener
 
 from .database import state_path
 
@@ -19,8 +20,7 @@ class Room:
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        # Texts, as they are looked at before each call.
-        self._places = (str(state_path(out)), str(out / "images"))
+        self._places = (state_path(out), out / "images")
         self._known_as = self._identities()
         self._image_bytes = FIRST_GUESS_BYTES
         self._unlooked = 0
@@ -52,7 +52,7 @@ class Room:
         if event == "stored":
             self._learn(facts)
 
-    def listener(self, event: str) -> Callable[[Mapping[str, object]], None] | None:
+    def listener(self, event: str) -> Listener | None:
         """See ports.Events."""
         return self._learn if event == "stored" else None
 
@@ -62,7 +62,7 @@ class Room:
             self._image_bytes, self._unlooked = size, 0
 
 
-def _identity(place: str) -> tuple[int, int] | None:
+def _identity(place: Path) -> tuple[int, int] | None:
     try:
         found = os.stat(place)
     except OSError:
