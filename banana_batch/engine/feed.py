@@ -1,6 +1,6 @@
 """Which job next: retries that are due, then the manifest's pending jobs, then what may be sent again.
 
-Rule 1: lazy: a page of jobs is in memory, never the manifest.
+Rule 1: lazy: a few pages of jobs are in memory, never the manifest.
 Rule 2: a job is out with one worker at a time; it comes back with `again` or is `closed`.
 Rule 3: jobs in doubt that the user lets go again come when nothing else is left or under way.
 """
@@ -14,7 +14,9 @@ from banana_batch.ports import Clock, Store
 
 from .waiting import Waiters
 
-PAGE = 512
+PAGE = 256
+# A page is on its way while as many calls as this begin: where a wave ended while none was at hand, all of it waited.
+LOW_WATER = 384
 
 
 class Feed:
@@ -38,16 +40,31 @@ class Feed:
         self._stopped = False
         self._refilling = False
         self._waiters = Waiters(clock)
+        self._low = Waiters(clock)
 
     def stop(self) -> None:
         """Hand out nothing more; who waits for a job gets None."""
         self._stopped = True
         self._waiters.wake_all()
+        self._low.wake_all()
+
+    async def keep_filled(self) -> None:
+        """Read each page before the one before it is used up, until there is none. Run by one task; or by none."""
+        while not self._dry and not self._stopped:
+            if self.at_hand < LOW_WATER:
+                await self._refill()
+            else:
+                await self._low.wait()
 
     @property
     def limited(self) -> bool:
         """The run's limit of first sends is used up."""
         return self._first_left == 0
+
+    @property
+    def at_hand(self) -> int:
+        """Jobs that are read and not yet handed out."""
+        return len(self._page)
 
     @property
     def dry(self) -> bool:
@@ -100,6 +117,8 @@ class Feed:
     def _next(self) -> QueuedJob | None:
         if self._due and self._due[0][0] <= self._clock.monotonic_s():
             return heapq.heappop(self._due)[2]
+        if len(self._page) <= LOW_WATER:
+            self._low.wake_one()
         while self._page:
             job = self._page.popleft()
             if job.attempts or self._first_left is None:
@@ -126,3 +145,4 @@ class Feed:
         finally:
             self._refilling = False
             self._waiters.wake_all()
+            self._low.wake_all()

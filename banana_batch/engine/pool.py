@@ -1,5 +1,6 @@
 """The worker pool: every task of a run is made here, named, in one group.
 
+    feed       reads the next jobs while those before are being sent
     senders    take a job, wait for a turn, set credits aside, buy, hand the image on
     fetchers   bring images home; they outlive the senders
     watch      waits for the order to stop hard, and for the end of the grace time
@@ -9,9 +10,10 @@ Rule 2: `drain` lets what is under way end; `abort` cancels it, and each call is
 """
 
 import asyncio
+import contextlib
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from msgspec import Struct, field
 
@@ -168,12 +170,15 @@ class Pool:
                 self._senders = len(workers)
                 if not workers:
                     self._downloads.close()
+                feed = group.create_task(self._feed(), name="feed") if workers else None
                 workers += [
                     group.create_task(self._downloads.work(), name=f"fetch-{number}")
                     for number in range(1, self._config.fetchers * self._config.crowd + 1)
                 ]
                 await asyncio.wait(workers)
                 watch.cancel()
+                if feed is not None:
+                    feed.cancel()
         except* _Aborted:
             pass  # each call that was cut off is settled by its evidence
         self._is_moved()  # also after the last call: what was stored since is not where it is looked for
@@ -187,22 +192,33 @@ class Pool:
             await asyncio.sleep(0)
         raise _Aborted
 
+    async def _feed(self) -> None:
+        with self._stopping_where_it_breaks():
+            await self._shared.feed.keep_filled()
+
     async def _send(self) -> None:
         shared = self._shared
         try:
-            while not shared.stops and (job := await shared.feed.take()) is not None:
-                held = await self._held(job)
-                if held is not None:
-                    await send(shared, job, held)
-        except BananaError as failed:
-            shared.stop(Stop(failed.exit, str(failed), failed.hint or ""))
-        except Exception as failed:  # noqa: BLE001  # a bug must not cancel other people's paid calls: drain and say so
-            self._events.emit("bug", error=type(failed).__name__, message=bug_text(failed))
-            shared.stop(Stop(Exit.BUG, bug_text(failed), "please report it"))
+            with self._stopping_where_it_breaks():
+                while not shared.stops and (job := await shared.feed.take()) is not None:
+                    held = await self._held(job)
+                    if held is not None:
+                        await send(shared, job, held)
         finally:
             self._senders -= 1
             if not self._senders:
                 self._downloads.close()
+
+    @contextlib.contextmanager
+    def _stopping_where_it_breaks(self) -> Iterator[None]:
+        """A failure must not cancel other people's paid calls: drain and say so."""
+        try:
+            yield
+        except BananaError as failed:
+            self._shared.stop(Stop(failed.exit, str(failed), failed.hint or ""))
+        except Exception as failed:  # noqa: BLE001  # a bug
+            self._events.emit("bug", error=type(failed).__name__, message=bug_text(failed))
+            self._shared.stop(Stop(Exit.BUG, bug_text(failed), "please report it"))
 
     async def _held(self, job: QueuedJob) -> Reserve | None:
         """Wait for a turn and set credits aside; None: no further call may start."""

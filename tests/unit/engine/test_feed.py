@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from banana_batch.engine.feed import Feed
+from banana_batch.engine.feed import LOW_WATER, PAGE, Feed
 from banana_batch.models import QueuedJob
 from banana_batch.pacing.clock import SystemClock
 from banana_batch.store import runs
@@ -91,3 +91,32 @@ async def test_doubts_come_once_and_after_all_else(db: Flaky, tmp_path: Path) ->
     for _ in resent:
         feed.closed()
     assert await feed.take() is None
+
+
+async def test_the_next_page_is_there_before_the_last_one_is_used_up(tmp_path: Path) -> None:
+    """A call that ends finds a job at hand, whichever it is; in memory are a few pages, and reading ends by itself."""
+    jobs = 3 * (LOW_WATER + PAGE)
+    with opened(tmp_path, jobs) as db:
+        feed = Feed(store_of(db, tmp_path), SystemClock(), limit=None, resend=False)
+        filling = asyncio.create_task(feed.keep_filled())
+        handed_out = [(await taken(feed)).index]
+        while (job := feed.take_now()) is not None:
+            handed_out.append(job.index)
+            assert feed.at_hand <= LOW_WATER + PAGE
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert handed_out == list(range(1, jobs + 1))
+        async with asyncio.timeout(5):
+            await filling
+
+
+async def test_a_stop_ends_the_reading(tmp_path: Path) -> None:
+    """Thousands wait in the state: nobody reads on for nobody."""
+    with opened(tmp_path, 2 * (LOW_WATER + PAGE)) as db:
+        feed = Feed(store_of(db, tmp_path), SystemClock(), limit=None, resend=False)
+        filling = asyncio.create_task(feed.keep_filled())
+        await taken(feed)
+        feed.stop()
+        async with asyncio.timeout(5):
+            await filling
+        assert feed.take_now() is None
