@@ -21,15 +21,16 @@ _ENTITIES = {"&": ("&amp;",), "<": ("&lt;",), ">": ("&gt;",), '"': ("&quot;",), 
 class Secret:
     """A text that shows as `***` wherever it is printed, logged or formatted."""
 
-    __slots__ = ("_hints", "_pattern", "_raw_hints", "_raw_pattern", "_value")
+    __slots__ = ("_hints", "_pattern", "_raw_hints", "_raw_pattern", "_spelled", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
         # The longest first: a form that holds another one must go as a whole.
         forms = sorted(set(_encoded(value)), key=len, reverse=True) if len(value) >= MIN_HIDDEN_CHARS else []
-        # Hosts and header values come back in lower case, escapes in either: case hides nothing.
-        self._pattern = re.compile("|".join([_escaped(value), *map(re.escape, forms)]), re.IGNORECASE)
-        self._raw_pattern = re.compile(self._pattern.pattern.encode(), re.IGNORECASE)
+        self._spelled = "|".join([_escaped(value), *map(re.escape, forms)])
+        # Compiled when first needed, which takes longer than planning a thousand jobs.
+        self._pattern: re.Pattern[str] | None = None
+        self._raw_pattern: re.Pattern[bytes] | None = None
         # The pattern takes fifty times as long as a plain search, and nearly all texts hold no secret.
         hints = {value.lower(), *(form.lower() for form in forms), *_ESCAPES, *("\\" + char for char in _marks(value))}
         self._hints = sorted(hints) if forms else []
@@ -44,6 +45,8 @@ class Secret:
         lower = text.lower()
         for hint in self._hints:
             if hint in lower:
+                # Hosts and header values come back in lower case, escapes in either: case hides nothing.
+                self._pattern = self._pattern or re.compile(self._spelled, re.IGNORECASE)
                 return self._pattern.sub(MASK, text)
         return text
 
@@ -53,6 +56,7 @@ class Secret:
         lower = part.lower()
         for hint in self._raw_hints:
             if hint in lower:
+                self._raw_pattern = self._raw_pattern or re.compile(self._spelled.encode(), re.IGNORECASE)
                 part = self._raw_pattern.sub(MASK.encode(), part)
                 break
         if len(raw) > limit + _SLACK_BYTES:

@@ -10,7 +10,7 @@ import typer.main
 
 from banana_batch import __version__
 from banana_batch.errors import BananaError, Exit, UsageError, bug_text
-from banana_batch.loading import keep_what_is_loaded, nobody_trusted
+from banana_batch.loading import by_itself, keep_what_is_loaded
 
 from . import outcome
 
@@ -52,7 +52,7 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
     )
     app.callback()(_options)
     meant = arguments[0] if arguments and arguments[0] in _COMMANDS else None
-    with nobody_trusted():  # while aiohttp is loaded
+    with by_itself():  # while aiohttp is loaded
         for name in [meant] if meant else _COMMANDS:
             module, function = _COMMANDS[name]
             app.command(name)(getattr(import_module(f".{module}", __package__), function))

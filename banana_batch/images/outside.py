@@ -49,8 +49,8 @@ _START = """
 import gc, sys
 gc.disable()  # while everything is loaded
 sys.path += sys.argv[4:]
-from banana_batch.loading import nobody_trusted
-with nobody_trusted():
+from banana_batch.loading import by_itself
+with by_itself():
     from banana_batch.images.served import serve
 serve(*sys.argv[1:4])
 """
