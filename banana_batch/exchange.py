@@ -1,6 +1,6 @@
-"""One request and its answer over aiohttp's connections and its parser, without its session.
+"""One request and its answer over aiohttp's connections and its parser (peer.py), without its session.
 
-aiohttp makes the connections (names, addresses, TLS, proxies, reuse) and reads the answers. What its session adds on
+aiohttp makes the connections (names, addresses, TLS, proxies) and reads the answers. What its session adds on
 top, cookies, redirects, retries, tracing, decompression, no paid call wants, and it costs 60 % of a call's CPU:
 measured 105 µs with the session, 42 µs without.
 
@@ -17,24 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import aiohttp
 from aiohttp.client_reqrep import ClientRequest
-from aiohttp.connector import Connection
 from aiohttp.helpers import strip_auth_from_url
-from aiohttp.http import HttpProcessingError, StreamWriter
+from aiohttp.http import StreamWriter
 from yarl import URL
 
 from .loop_time import time_of
+from .peer import Peer
 
 # A larger body is handed to the transport in slices, each when the one before it is on its way.
 ONE_PIECE_BYTES = 256 * 1024
 MAX_STALE = 3  # connections in a row on which something came before a request was sent
-
-
-class Garbled(aiohttp.ClientError):
-    """What came is no HTTP answer."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
 
 
 Sending = Callable[[Callable[[], None]], None]
@@ -72,7 +64,7 @@ class Route:
     ) -> None:
         self._connector = connector
         self._idle_s = idle_s
-        self._idle: deque[tuple[Connection, float]] = deque()  # the one that was used last is at the end
+        self._idle: deque[tuple[Peer, float]] = deque()  # the one that was used last is at the end
         self._sweeping: asyncio.TimerHandle | None = None
         self._closed = False
         self._loop = asyncio.get_running_loop()
@@ -93,38 +85,37 @@ class Route:
         lines = {"Host": self._request.headers["Host"], **headers}
         self._headers = "".join(f"\r\n{name}: {_line(value)}" for name, value in lines.items())
 
-    async def connect(self) -> Connection:
+    async def connect(self) -> Peer:
         """Return a connection that nothing came on yet.
 
         Raises:
             aiohttp.ClientError, OSError, TimeoutError: there is none to be had.
         """
         for _ in range(MAX_STALE):
-            connection = self._kept() or await self._connector.connect(self._request, [], self._limits)
-            if connection.closed:
-                connection.close()
-                raise aiohttp.ServerDisconnectedError
+            peer = self._kept() or Peer(await self._connector.connect(self._request, [], self._limits), self._loop)
             # Bytes that nobody asked for, sent while it was idle, would be taken for this request's answer.
-            if _is_clean(connection):
-                return connection
-            connection.close()
+            if peer.clean and not peer.closed:
+                return peer
+            peer.close()
+            if peer.clean:
+                raise aiohttp.ServerDisconnectedError
         raise aiohttp.ClientConnectionError("the server speaks before it is asked")
 
-    def _kept(self) -> Connection | None:
+    def _kept(self) -> Peer | None:
         oldest_s = self._now_s() - self._idle_s
         while self._idle:
-            connection, since_s = self._idle.pop()
-            if since_s >= oldest_s and not connection.closed:
-                return connection
-            connection.close()
+            peer, since_s = self._idle.pop()
+            if since_s >= oldest_s and not peer.closed:
+                return peer
+            peer.close()
         return None
 
-    def keep(self, connection: Connection) -> None:
+    def keep(self, peer: Peer) -> None:
         """Keep a connection whose answer was read to its end for the next request."""
-        if self._closed or connection.closed or not _is_clean(connection):
-            connection.release()  # what is no good any more the connector closes, and its end waits for that
+        if self._closed or peer.closed or not peer.clean:
+            peer.leave()  # its end is waited for by the connector's
             return
-        self._idle.append((connection, self._now_s()))
+        self._idle.append((peer, self._now_s()))
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(self._idle_s, self._sweep)
 
@@ -140,7 +131,7 @@ class Route:
         if self._sweeping is not None:
             self._sweeping.cancel()
         while self._idle:
-            self._idle.pop()[0].release()
+            self._idle.pop()[0].leave()
 
     def head(self, method: str, target: str, length: int | None = None) -> bytes:
         """Return a request's head.
@@ -161,10 +152,6 @@ class Route:
         return f"{method} {self._prefix}{_line(target)} HTTP/1.1{self._headers}{auth}{sized}\r\n\r\n".encode("ascii")
 
 
-def _is_clean(connection: Connection) -> bool:
-    return connection.protocol is not None and not connection.protocol.should_close
-
-
 def _line(text: str) -> str:
     if not (text.isascii() and text.isprintable()):
         raise ValueError("a control or foreign character in a request's head")
@@ -179,12 +166,12 @@ class Exchange:
         content: The body.
     """
 
-    __slots__ = ("_connection", "_read_bufsize", "_route", "_upload", "content", "headers", "status")
+    __slots__ = ("_peer", "_read_bufsize", "_route", "_upload", "content", "headers", "status")
 
     def __init__(
         self,
         route: Route,
-        connection: Connection,
+        peer: Peer,
         status: int,
         headers: Mapping[str, str],
         content: aiohttp.StreamReader,
@@ -196,7 +183,7 @@ class Exchange:
         self.headers = headers
         self.content = content
         self._route = route
-        self._connection = connection
+        self._peer = peer
         self._upload = upload
 
     def divert(self, take: Callable[[asyncio.Transport, int], None]) -> bytes | None:
@@ -208,8 +195,8 @@ class Exchange:
         Returns:
             None, and nothing has changed: the connection is over, or the parser holds more than it has handed out.
         """
-        transport, content = self._connection.transport, self.content
-        if transport is None or transport.is_closing() or content.exception() is not None or content.is_eof():
+        transport, content = self._peer.transport, self.content
+        if transport.is_closing() or content.exception() is not None or content.is_eof():
             return None
         if content.total_bytes > self._read_bufsize:
             return None
@@ -219,17 +206,17 @@ class Exchange:
 
     def end(self) -> None:
         """Keep the connection for another request where that is safe; else close it."""
-        if self.content.is_eof() and (self._upload is None or self._upload.done()):
-            self._route.keep(self._connection)
+        if self._peer.over() and (self._upload is None or self._upload.done()):
+            self._route.keep(self._peer)
         else:
-            _cut_off(self._connection, self._upload)
+            _cut_off(self._peer, self._upload)
 
 
-def _cut_off(connection: Connection, upload: "asyncio.Task[None] | None") -> None:
+def _cut_off(peer: Peer, upload: "asyncio.Task[None] | None") -> None:
     if upload is not None:
         # The server answered without taking all of the request.
         upload.cancel()
-    connection.close()
+    peer.close()
 
 
 async def exchange(
@@ -254,37 +241,30 @@ async def exchange(
         aiohttp.ClientError, OSError, TimeoutError: no connection, or it ended.
         ValueError: see Route.head.
     """
-    connection = await route.connect()
+    peer = await route.connect()
     upload: asyncio.Task[None] | None = None
     try:
-        protocol, transport = connection.protocol, connection.transport
-        assert protocol is not None
-        assert transport is not None
-        protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=read_bufsize)
         size = None if body is None else sum(map(len, body))
         head = route.head(method, target, size)
-        sending(transport.abort)
+        peer.ask(read_bufsize)
+        sending(peer.transport.abort)
         parts = (head, *(body or ()))
         if size is None or size <= ONE_PIECE_BYTES:
-            transport.write(b"".join(parts))
+            peer.transport.write(b"".join(parts))
         else:
-            upload = asyncio.get_running_loop().create_task(_upload(connection, parts), name="upload")
+            upload = asyncio.get_running_loop().create_task(_upload(peer, parts), name="upload")
         body, parts, head = None, (), b""  # an answer takes minutes, and thousands are waited for
         while True:
-            message, content = await protocol.read()
+            message, content = await peer.answer()
             if not 100 <= message.code < 200 or message.code == 101:
-                return Exchange(route, connection, message.code, message.headers, content, upload, read_bufsize)
-    except BaseException as failed:
-        _cut_off(connection, upload)
-        if isinstance(failed, HttpProcessingError):
-            raise Garbled(failed.message) from failed
+                return Exchange(route, peer, message.code, message.headers, content, upload, read_bufsize)
+    except BaseException:
+        _cut_off(peer, upload)
         raise
 
 
-async def _upload(connection: Connection, parts: Sequence[bytes]) -> None:
-    protocol = connection.protocol
-    assert protocol is not None
-    writer = StreamWriter(protocol, asyncio.get_running_loop())
+async def _upload(peer: Peer, parts: Sequence[bytes]) -> None:
+    writer = StreamWriter(peer.handler, asyncio.get_running_loop())
     try:
         for part in parts:
             view = memoryview(part)

@@ -4,8 +4,8 @@ import ssl
 
 import aiohttp
 
-from banana_batch.exchange import Garbled
 from banana_batch.models import Verdict
+from banana_batch.peer import Garbled
 
 from . import classify as table
 from .references import ReferenceChanged

@@ -7,8 +7,8 @@ import errno
 
 import aiohttp
 
-from banana_batch.exchange import Garbled
 from banana_batch.models import FetchFailed
+from banana_batch.peer import Garbled
 
 from .failures import BLOCKED, GONE, REFUSED, SERVER_ERROR, SHORT, UNREACHABLE, Row
 from .guard import Blocked, allow_text

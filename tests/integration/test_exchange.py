@@ -9,7 +9,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from banana_batch.exchange import ONE_PIECE_BYTES, Exchange, Garbled, Route, exchange
+from banana_batch.exchange import ONE_PIECE_BYTES, Exchange, Route, exchange
+from banana_batch.peer import Garbled
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -45,23 +46,33 @@ async def serving(script: Script) -> AsyncIterator[Peer]:
 
 @asynccontextmanager
 async def route_to(url: URL, idle_s: float = 5.0) -> AsyncIterator[Route]:
-    connector = aiohttp.TCPConnector(limit=0)
-    try:
-        route = Route(
-            connector,
-            url,
-            idle_s=idle_s,
-            limits=LIMITS,
-            proxy=None,
-            tls=ssl.create_default_context,
-            headers={"X-Test": "yes"},
-        )
+    async with connecting() as connector:
+        route = route_over(connector, url, idle_s)
         try:
             yield route
         finally:
             route.close()
+
+
+@asynccontextmanager
+async def connecting() -> AsyncIterator[aiohttp.TCPConnector]:
+    connector = aiohttp.TCPConnector(limit=0)
+    try:
+        yield connector
     finally:
         await connector.close()
+
+
+def route_over(connector: aiohttp.TCPConnector, url: URL, idle_s: float = 5.0) -> Route:
+    return Route(
+        connector,
+        url,
+        idle_s=idle_s,
+        limits=LIMITS,
+        proxy=None,
+        tls=ssl.create_default_context,
+        headers={"X-Test": "yes"},
+    )
 
 
 async def body_of(answer: Exchange) -> bytes:
@@ -205,3 +216,119 @@ async def test_a_target_cannot_smuggle(target: str) -> None:
         with pytest.raises(ValueError, match="request"):
             await exchange(route, "GET", target, sending=lambda _cut: sent.append("now"))
     assert not sent
+
+
+async def test_a_second_answer_behind_the_first_answers_no_later_request() -> None:
+    """Both came in one piece, before anything else was asked."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + OK.replace(b"ok", b"no"))
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(OK)
+
+    async with serving(script) as peer, route_to(peer.url) as route:
+        for _ in range(2):
+            assert await body_of(await exchange(route, "GET", "/")) == b"ok"
+        assert peer.connections == 2
+
+
+async def test_what_comes_after_a_route_was_closed_answers_no_request_of_the_next() -> None:
+    """The connector keeps the connection, and hears what comes on it meanwhile."""
+    spoken = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        if not spoken.is_set():
+            await left.wait()
+            writer.write(OK.replace(b"ok", b"no"))
+            await writer.drain()
+            spoken.set()
+        await reader.read()
+
+    left = asyncio.Event()
+    async with serving(script) as peer, connecting() as connector:
+        first, second = route_over(connector, peer.url), route_over(connector, peer.url)
+        assert await body_of(await exchange(first, "GET", "/")) == b"ok"
+        first.close()
+        left.set()
+        await spoken.wait()
+        async with serving(script) as other, route_to(other.url) as elsewhere:  # one more turn of the wire
+            await body_of(await exchange(elsewhere, "GET", "/"))
+        assert await body_of(await exchange(second, "GET", "/")) == b"ok"
+        second.close()
+        assert peer.connections == 2
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n", b"5\r\nhalf", b""], ids=["no chunk", "half a chunk", "cut off"])
+async def test_a_body_that_breaks_off_says_so_at_once(rest: bytes) -> None:
+    """Whatever breaks it, who reads it hears of it, and the connection is used no more."""
+
+    begun = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")
+        await begun.wait()
+        writer.write(rest)
+        if rest.startswith(b"zz"):
+            await reader.read()
+
+    async with serving(script) as peer, route_to(peer.url) as route:
+        for tries in (1, 2):
+            begun.clear()
+            async with asyncio.timeout(5):
+                answer = await exchange(route, "GET", "/")
+                begun.set()
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await body_of(answer)
+            assert peer.connections == tries
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_that_nobody_reads_is_held_back(chunked: bool) -> None:
+    """Memory is bounded by what may wait to be read; read at last, it is whole."""
+    piece, pieces = b"\x5a" * 65_536, 256
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % (len(piece) * pieces)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n")
+        for _ in range(pieces):
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            await writer.drain()
+        writer.write(b"0\r\n\r\n" if chunked else b"")
+        await reader.read()
+
+    async with serving(script) as peer, route_to(peer.url) as route:
+        answer = await exchange(route, "GET", "/", read_bufsize=1 << 16)
+        waiting = -1
+        while answer.content.total_bytes > waiting:
+            waiting = answer.content.total_bytes
+            for _ in range(50):
+                await asyncio.sleep(0.001)
+        assert 0 < waiting <= 1 << 20
+        async with asyncio.timeout(20):
+            assert await body_of(answer) == piece * pieces
+
+
+async def test_what_the_parser_kept_back_comes_when_it_is_wanted() -> None:
+    """All of a body came in one piece, in more chunks than may wait: no further bytes will push it on."""
+    piece, pieces = b"\x5a" * 4096, 48
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        chunks = b"%x\r\n%b\r\n" % (len(piece), piece) * pieces
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+        await reader.read()
+
+    async with serving(script) as peer, route_to(peer.url) as route:
+        async with asyncio.timeout(10):
+            answer = await exchange(route, "GET", "/", read_bufsize=1 << 13)
+            assert answer.content.total_bytes < 10 * len(piece)
+            came = b""
+            while chunk := await answer.content.readany():
+                came += chunk
+            answer.end()
+            assert came == piece * pieces
