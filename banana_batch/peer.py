@@ -48,7 +48,8 @@ class Peer(asyncio.Protocol):
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         transport, handler = connection.transport, connection.protocol
-        if transport is None or handler is None:
+        if transport is None or handler is None:  # it ended on its way here
+            connection.close()
             raise aiohttp.ServerDisconnectedError
         self._connection = connection
         self._loop = loop
@@ -124,6 +125,8 @@ class Peer(asyncio.Protocol):
             self._spoiled = True
             with contextlib.suppress(RuntimeError):  # more of it need not be read
                 self.transport.pause_reading()
+            return
+        if self._failed is not None:  # what follows garbage is none of it
             return
         if self._parser is None:
             self._parser = self._new_parser()
