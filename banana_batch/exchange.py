@@ -22,7 +22,7 @@ from aiohttp.http import StreamWriter
 from yarl import URL
 
 from .loop_time import time_of
-from .peer import Peer
+from .peer import Peer, is_final
 
 # A larger body is handed to the transport in slices, each when the one before it is on its way.
 ONE_PIECE_BYTES = 256 * 1024
@@ -256,7 +256,7 @@ async def exchange(
         body, parts, head = None, (), b""  # an answer takes minutes, and thousands are waited for
         while True:
             message, content = await peer.answer()
-            if not 100 <= message.code < 200 or message.code == 101:
+            if is_final(message.code):
                 return Exchange(route, peer, message.code, message.headers, content, upload, read_bufsize)
     except BaseException:
         _cut_off(peer, upload)

@@ -4,7 +4,7 @@ aiohttp's own handler serves sessions: it makes a parser for each request that i
 that is read it looks for more than is needed here. This one makes the parser when an answer begins to come: of
 thousands of calls that are waited for, none holds one.
 
-Rule 1: what comes while nothing is asked spoils the connection: it is used for nothing any more.
+Rule 1: what comes while nothing is asked, or behind an answer, ends the connection: it is used for nothing any more.
 Rule 2: a parser sees the bytes of one exchange.
 Rule 3: whatever ends the connection ends the exchange that is under way.
 """
@@ -34,6 +34,11 @@ class Garbled(aiohttp.ClientError):
         self.message = message
 
 
+def is_final(status: int) -> bool:
+    """Tell a last head from those that come before it, such as 103 Early Hints."""
+    return not 100 <= status < 200 or status == 101
+
+
 class Peer(asyncio.Protocol):
     """Takes a connection over from aiohttp's handler, and hands it back with `leave`. Make it where the loop runs.
 
@@ -42,8 +47,8 @@ class Peer(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_asked", "_connection", "_content", "_failed", "_heads", "_limit", "_loop", "_parser", "_paused", "_spoiled",
-        "_waiter", "handler", "transport",
+        "_asked", "_connection", "_content", "_failed", "_final", "_heads", "_limit", "_loop", "_parser", "_paused",
+        "_spoiled", "_waiter", "handler", "transport",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
@@ -56,7 +61,7 @@ class Peer(asyncio.Protocol):
         self.transport = transport
         self.handler: ResponseHandler = handler
         self._spoiled = handler.should_close
-        self._asked = self._paused = False
+        self._asked = self._final = self._paused = False
         self._limit = 0
         self._parser: HttpResponseParser | None = None
         self._heads: list[Head] = []
@@ -77,7 +82,7 @@ class Peer(asyncio.Protocol):
 
     def ask(self, limit: int) -> None:
         """Say that a request follows; of its answer `limit` bytes may wait to be read."""
-        self._asked, self._limit = True, limit
+        self._asked, self._final, self._limit = True, False, limit
 
     async def answer(self) -> Head:
         """Return the head that comes next: with the last one the exchange is over once its content is.
@@ -99,11 +104,23 @@ class Peer(asyncio.Protocol):
 
     def over(self) -> bool:
         """End the exchange; tell whether its answer came whole."""
-        whole = self._content is not None and self._content.is_eof()
-        if not whole or self._heads:
+        whole = self._is_whole()
+        if not whole or self._heads or self._goes_on():
             self._spoiled = True
         self._asked, self._parser, self._content = False, None, None
         return whole
+
+    def _is_whole(self) -> bool:
+        return self._final and self._content is not None and self._content.is_eof()
+
+    def _goes_on(self) -> bool:
+        """Tell whether the parser is in the middle of another answer."""
+        if self._parser is None:
+            return False
+        try:
+            return self._parser.feed_eof() is not None
+        except Exception:  # noqa: BLE001  # half a head is no head
+            return True
 
     def close(self) -> None:
         """Close the connection."""
@@ -121,10 +138,9 @@ class Peer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        if not self._asked:
+        if not self._asked or (data and self._is_whole()):
             self._spoiled = True
-            with contextlib.suppress(RuntimeError):  # more of it need not be read
-                self.transport.pause_reading()
+            self.transport.close()
             return
         if self._failed is not None:  # what follows garbage is none of it
             return
@@ -138,6 +154,7 @@ class Peer(asyncio.Protocol):
         for message, content in messages:
             self._content = EMPTY_PAYLOAD if message.code in EMPTY_BODY_STATUS_CODES else content
             self._heads.append((message, self._content))
+            self._final = is_final(message.code)
             if message.should_close:
                 self._spoiled = True
         if upgraded:

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from banana_batch.exchange import ONE_PIECE_BYTES, Exchange, Route, exchange
+from banana_batch.exchange import MAX_STALE, ONE_PIECE_BYTES, Exchange, Route, exchange
 from banana_batch.peer import Garbled
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -218,12 +218,13 @@ async def test_a_target_cannot_smuggle(target: str) -> None:
     assert not sent
 
 
-async def test_a_second_answer_behind_the_first_answers_no_later_request() -> None:
+@pytest.mark.parametrize("rest", [OK.replace(b"ok", b"no"), OK[:20], OK[:30]], ids=["all of it", "a start", "a line"])
+async def test_another_answer_behind_the_first_answers_no_later_request(rest: bytes) -> None:
     """Both came in one piece, before anything else was asked."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(OK + OK.replace(b"ok", b"no"))
+        writer.write(OK + rest)
         while await reader.readuntil(b"\r\n\r\n"):
             writer.write(OK)
 
@@ -332,3 +333,55 @@ async def test_what_the_parser_kept_back_comes_when_it_is_wanted() -> None:
                 came += chunk
             answer.end()
             assert came == piece * pieces
+
+
+async def test_connections_that_were_ended_while_idle_cost_a_request_no_try() -> None:
+    """A server that says so first (408) ends as many as it likes: the next request goes over a new one."""
+    idle = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        if not idle.is_set():
+            await idle.wait()
+            writer.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        else:
+            await reader.read()
+
+    connections = 2 * MAX_STALE
+    async with serving(script) as peer, route_to(peer.url) as route:
+        answers = await asyncio.gather(*(exchange(route, "GET", "/") for _ in range(connections)))
+        assert [await body_of(answer) for answer in answers] == [b"ok"] * connections
+        idle.set()
+        for _ in range(20):
+            async with serving(script) as other, route_to(other.url) as elsewhere:  # some turns of the wire
+                await body_of(await exchange(elsewhere, "GET", "/"))
+        assert await body_of(await exchange(route, "GET", "/")) == b"ok"
+        assert peer.connections == connections + 1
+
+
+async def test_answers_behind_an_answer_are_not_gathered() -> None:
+    """Who has it all may take a while over it, as with a busy disk: memory does not grow meanwhile."""
+    over = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await writer.drain()
+        await go_on.wait()
+        try:
+            while True:
+                writer.write(OK * 1000)
+                await writer.drain()
+        finally:
+            over.set()
+
+    go_on = asyncio.Event()
+    async with serving(script) as peer, route_to(peer.url) as route:
+        answer = await exchange(route, "GET", "/")
+        assert await answer.content.read() == b"ok"
+        go_on.set()
+        async with asyncio.timeout(10):
+            await over.wait()  # nobody listens to it any more
+        answer.end()
+        assert peer.connections == 1
