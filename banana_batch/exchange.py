@@ -93,12 +93,13 @@ class Route:
         """
         for _ in range(MAX_STALE):
             peer = self._kept() or Peer(await self._connector.connect(self._request, [], self._limits), self._loop)
+            if peer.closed:
+                peer.close()
+                raise aiohttp.ServerDisconnectedError
             # Bytes that nobody asked for, sent while it was idle, would be taken for this request's answer.
-            if peer.clean and not peer.closed:
+            if peer.clean:
                 return peer
             peer.close()
-            if peer.clean:
-                raise aiohttp.ServerDisconnectedError
         raise aiohttp.ClientConnectionError("the server speaks before it is asked")
 
     def _kept(self) -> Peer | None:

@@ -40,7 +40,7 @@ def is_final(status: int) -> bool:
 
 
 class Peer(asyncio.Protocol):
-    """Takes a connection over from aiohttp's handler, and hands it back with `leave`. Make it where the loop runs.
+    """Hears a connection in the place of aiohttp's handler. Make it where the loop runs.
 
     Attributes:
         handler: aiohttp's own; it still hears of the connection's end, and of when to write on.
@@ -127,12 +127,11 @@ class Peer(asyncio.Protocol):
         self._connection.close()
 
     def leave(self) -> None:
-        """Hand the connection back to the connector, which closes it where it is no good any more."""
+        """Give the connection back to the connector; close it where it is no good any more."""
         if self._spoiled:
             self._connection.close()
         else:
-            self.transport.set_protocol(self.handler)
-            self._connection.release()
+            self._connection.release()  # heard here still, until its next route takes it over
 
     # What the transport says.
 
@@ -155,10 +154,8 @@ class Peer(asyncio.Protocol):
             self._content = EMPTY_PAYLOAD if message.code in EMPTY_BODY_STATUS_CODES else content
             self._heads.append((message, self._content))
             self._final = is_final(message.code)
-            if message.should_close:
-                self._spoiled = True
-        if upgraded:
-            self._spoiled = True
+            self._spoiled = self._spoiled or message.should_close
+        self._spoiled = self._spoiled or upgraded
         if messages:
             self._wake()
 

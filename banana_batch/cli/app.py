@@ -52,7 +52,7 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
     )
     app.callback()(_options)
     meant = arguments[0] if arguments and arguments[0] in _COMMANDS else None
-    with by_itself():  # while aiohttp is loaded
+    with by_itself():
         for name in [meant] if meant else _COMMANDS:
             module, function = _COMMANDS[name]
             app.command(name)(getattr(import_module(f".{module}", __package__), function))

@@ -82,6 +82,35 @@ async def body_of(answer: Exchange) -> bytes:
         answer.end()
 
 
+def interrupting(said: bytes, when: asyncio.Event, spoken: asyncio.Event) -> Script:
+    """Answer the first request of a connection; on the first connection say something unasked afterwards."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        if not spoken.is_set():
+            await writer.drain()
+            await when.wait()
+            writer.write(said)
+            await writer.drain()
+            spoken.set()
+        await reader.read()
+
+    return script
+
+
+async def turn_of_the_wire() -> None:
+    """Hear another server out: what was sent to this process before has arrived by then."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await reader.read()
+
+    async with serving(script) as other, route_to(other.url) as elsewhere:
+        assert await body_of(await exchange(elsewhere, "GET", "/")) == b"ok"
+
+
 async def test_connections_are_used_again() -> None:
     """An answer that was read to its end leaves a connection for the next request."""
 
@@ -118,27 +147,13 @@ async def test_a_connection_that_was_idle_too_long_is_not_used_again() -> None:
 
 async def test_an_answer_that_nobody_asked_for_answers_no_later_request() -> None:
     """A server that speaks on an idle connection (408, "too slow") must not have that taken for the next answer."""
-    spoken = asyncio.Event()
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(OK)
-        if not spoken.is_set():
-            await writer.drain()
-            await go_on.wait()
-            writer.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
-            await writer.drain()
-            spoken.set()
-        await reader.read()
-
-    go_on = asyncio.Event()
+    go_on, spoken = asyncio.Event(), asyncio.Event()
+    script = interrupting(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n", go_on, spoken)
     async with serving(script) as peer, route_to(peer.url) as route:
         assert await body_of(await exchange(route, "GET", "/1")) == b"ok"
         go_on.set()
         await spoken.wait()
-        # One more turn of the wire, so that the odd answer has arrived here.
-        async with serving(script) as other, route_to(other.url) as elsewhere:
-            assert await body_of(await exchange(elsewhere, "GET", "/")) == b"ok"
+        await turn_of_the_wire()
         answer = await exchange(route, "GET", "/2")
         assert (answer.status, await body_of(answer)) == (200, b"ok")
         assert peer.connections == 2
@@ -236,27 +251,15 @@ async def test_another_answer_behind_the_first_answers_no_later_request(rest: by
 
 async def test_what_comes_after_a_route_was_closed_answers_no_request_of_the_next() -> None:
     """The connector keeps the connection, and hears what comes on it meanwhile."""
-    spoken = asyncio.Event()
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(OK)
-        if not spoken.is_set():
-            await left.wait()
-            writer.write(OK.replace(b"ok", b"no"))
-            await writer.drain()
-            spoken.set()
-        await reader.read()
-
-    left = asyncio.Event()
+    left, spoken = asyncio.Event(), asyncio.Event()
+    script = interrupting(OK.replace(b"ok", b"no"), left, spoken)
     async with serving(script) as peer, connecting() as connector:
         first, second = route_over(connector, peer.url), route_over(connector, peer.url)
         assert await body_of(await exchange(first, "GET", "/")) == b"ok"
         first.close()
         left.set()
         await spoken.wait()
-        async with serving(script) as other, route_to(other.url) as elsewhere:  # one more turn of the wire
-            await body_of(await exchange(elsewhere, "GET", "/"))
+        await turn_of_the_wire()
         assert await body_of(await exchange(second, "GET", "/")) == b"ok"
         second.close()
         assert peer.connections == 2
@@ -354,8 +357,7 @@ async def test_connections_that_were_ended_while_idle_cost_a_request_no_try() ->
         assert [await body_of(answer) for answer in answers] == [b"ok"] * connections
         idle.set()
         for _ in range(20):
-            async with serving(script) as other, route_to(other.url) as elsewhere:  # some turns of the wire
-                await body_of(await exchange(elsewhere, "GET", "/"))
+            await turn_of_the_wire()
         assert await body_of(await exchange(route, "GET", "/")) == b"ok"
         assert peer.connections == connections + 1
 
