@@ -31,7 +31,7 @@ from . import classify, wire
 from .expiry import Expiry
 from .failures import classify_failure, describe
 from .references import References
-from .transport import IDLE_S, connect_limits, paid_connector
+from .transport import IDLE_S, PaidConnector, connect_limits
 
 PATH = "/gemini/image/generate"
 KEY_HEADER = "TT-API-KEY"
@@ -149,7 +149,7 @@ class EndpointClient:
 
     async def __aenter__(self) -> Self:
         self._expiry = Expiry()
-        self._connector = paid_connector()
+        self._connector = PaidConnector()
         headers = {
             KEY_HEADER: self._key.reveal(),
             "Content-Type": "application/json",

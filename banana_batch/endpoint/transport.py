@@ -4,10 +4,14 @@ Rule 1: what is sent over them is exchange.py's: no redirects, retries, cookies,
 Rule 2: nothing ever waits for a free connection: that wait would count as the call's own time.
 """
 
+import asyncio
 import socket
 from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from banana_batch.dialing import Dialer
 
 CONNECT_TIMEOUT_S = 15.0  # TCP and TLS, for each address of the host
 ESTABLISH_TIMEOUT_S = 60.0  # name, all addresses, a proxy's tunnel: everything before the request's first byte
@@ -21,21 +25,24 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 20, 10, 3
 _IDLE_OPTION: int = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", 0x10))
 
 
-def paid_socket(address: tuple[Any, ...]) -> socket.socket:
-    """Make the socket of one connection; `address` is an entry of `getaddrinfo`."""
-    family, kind, protocol = address[:3]
-    made = socket.socket(family=family, type=kind, proto=protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    made.setsockopt(socket.IPPROTO_TCP, _IDLE_OPTION, KEEPALIVE_IDLE_S)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return made
+class PaidConnector(Dialer):
+    """Opens the paid connections."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=0, keepalive_timeout=IDLE_S)
+
+    async def _wrap_create_connection(self, *args: Any, **kwargs: Any) -> tuple[asyncio.Transport, ResponseHandler]:
+        transport, handler = await super()._wrap_create_connection(*args, **kwargs)
+        watch_for_silence(transport.get_extra_info("socket"))
+        return transport, handler
 
 
-def paid_connector() -> aiohttp.TCPConnector:
-    """Make what opens the paid connections."""
-    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=paid_socket)
+def watch_for_silence(connected: socket.socket) -> None:
+    """Have the system ask a silent peer whether it is still there."""
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, _IDLE_OPTION, KEEPALIVE_IDLE_S)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
 
 
 def connect_limits() -> aiohttp.ClientTimeout:

@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 
 from banana_batch import __version__
+from banana_batch.dialing import Dialer
 from banana_batch.exchange import Exchange, Route, exchange
 from banana_batch.models import FetchFailed, PaidImage
 from banana_batch.trust import tls_context
@@ -59,7 +60,7 @@ def guarded_socket(address_info: AddressInfo) -> socket.socket:
 def tcp_connector(factory: SocketFactory | None) -> aiohttp.BaseConnector:
     """Make a connector over real sockets. A simulation hands in another one."""
     # limit=0: how many downloads run is the engine's decision; the library's limit would only hide the waiting.
-    return aiohttp.TCPConnector(limit=0, socket_factory=factory, resolver=aiohttp.ThreadedResolver(), ttl_dns_cache=10)
+    return Dialer(limit=0, socket_factory=factory, resolver=aiohttp.ThreadedResolver(), ttl_dns_cache=10)
 
 
 class Downloader:

@@ -14,7 +14,9 @@ import random
 import sys
 import tempfile
 import time
-from typing import BinaryIO
+from typing import BinaryIO, cast
+
+import uvloop
 
 from .pictures import noise_png
 
@@ -65,8 +67,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its type
 
     def data_received(self, data: bytes) -> None:
         """Answer once a request is whole."""
@@ -157,7 +158,7 @@ def main() -> None:
     with tempfile.NamedTemporaryFile(suffix=".png") as picture:
         picture.write(noise_png(asked.image_bytes))
         picture.flush()
-        asyncio.run(serve(Endpoint(asked.latency, asked.sigma, asked.seed, picture)))  # type: ignore[arg-type]
+        uvloop.run(serve(Endpoint(asked.latency, asked.sigma, asked.seed, picture)))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -176,16 +176,6 @@ async def test_a_call_that_fails_before_the_send_for_no_known_reason_was_not_sen
     assert ending.verdict is classify.NOT_SENT
 
 
-def test_the_paid_socket_finds_a_dead_link_within_a_minute() -> None:
-    """Keepalive after 20 s of silence, then every 10 s, three times; small writes leave at once."""
-    with transport.paid_socket((socket.AF_INET, socket.SOCK_STREAM, 0)) as made:
-        assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert made.getsockopt(socket.IPPROTO_TCP, transport._IDLE_OPTION) == 20
-        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 10
-        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
-        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
 async def test_no_call_waits_for_another() -> None:
     """150 calls at once are 150 connections: the wait for a free one would be counted as the call's own."""
     together = asyncio.Barrier(150)
