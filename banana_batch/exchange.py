@@ -126,6 +126,11 @@ class Route:
             self._idle.popleft()[0].close()
         self._sweeping = self._loop.call_later(self._idle_s, self._sweep) if self._idle else None
 
+    def let_go(self) -> None:
+        """Close the connections that wait."""
+        while self._idle:
+            self._idle.pop()[0].close()
+
     def close(self) -> None:
         """Leave the connections that wait to the connector, whose end waits for theirs; those under way are closed."""
         self._closed = True

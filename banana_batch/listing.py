@@ -1,4 +1,4 @@
-"""results.jsonl, begun while the last calls are out: at the end only what they bring is left to be written.
+"""results.jsonl, begun while the last calls are out: at the end only what the very last bring is left to be written.
 
 Rule 1: early come only rows that nothing in a run changes any more, up to the first one that may change.
 Rule 2: all or nothing: whatever goes wrong with an early part, the whole is written at the end.
@@ -7,12 +7,12 @@ Rule 2: all or nothing: whatever goes wrong with an early part, the whole is wri
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, closing, suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from .errors import BananaError
 from .lifecycle import JobState
@@ -23,6 +23,8 @@ from .store import database, queries
 
 _CACHE = "PRAGMA cache_size = -256"  # KiB: a row is read once, and those beside it next
 ROOM_BYTES = 1 << 30  # what is left of a disk is for the images that still come
+# Images after which a further part is written, at least, and at most so many parts: each sorts all rows anew.
+PART, PARTS = 256, 64
 
 _SETTLED = frozenset({JobState.DONE, JobState.FAILED, JobState.DROPPED})
 
@@ -39,7 +41,7 @@ class _Unwanted(Exception):
 
 
 class Listing:
-    """Writes the results; hears when the last call leaves (`ports.Events`).
+    """Writes the results; hears when the last call leaves, and of each image from then on (`ports.Events`).
 
     Args:
         executor: Writes the early part; of one thread.
@@ -52,25 +54,34 @@ class Listing:
         self.calls = 0
         self._out = out
         self._executor = executor
-        self._sent = 0
+        self._sent = self._stored = 0
         self._over = False
         self._open = ExitStack()
         self._early: Future[_Early | None] | None = None
 
     def emit(self, event: str, /, **facts: object) -> None:
         """See ports.Events."""
-        if event == "sent":
-            self._count(facts)
+        heard = self.listener(event)
+        if heard is not None:
+            heard(facts)
 
     def listener(self, event: str) -> Listener | None:
         """See ports.Events."""
-        return self._count if event == "sent" else None
+        return {"sent": self._count_sent, "stored": self._count_stored}.get(event)
 
-    def _count(self, _facts: Mapping[str, object]) -> None:
+    def _count_sent(self, _facts: Mapping[str, object]) -> None:
         # A call that is repeated counts twice: then it begins a little sooner.
         self._sent += 1
         if self._sent == self.calls:
             self._early = self._executor.submit(self._begin)
+
+    def _count_stored(self, _facts: Mapping[str, object]) -> None:
+        if self._early is None:
+            return
+        self._stored += 1
+        if self._stored >= max(PART, self.calls // PARTS):
+            self._stored = 0
+            self._early = self._executor.submit(self._go_on, self._early)
 
     def write(self, db: sqlite3.Connection) -> None:
         """Replace the results by those of the batch as it is now. Blocks.
@@ -99,12 +110,22 @@ class Listing:
             # A job's row is shorter than what the state holds of it.
             if shutil.disk_usage(self._out).free < ROOM_BYTES + database.state_path(self._out).stat().st_size:
                 return None
-            with closing(database.open_reader(self._out)) as db:
-                db.execute(_CACHE)
-                file = self._open.enter_context(replaced(self._out, FILE_NAME))
-                return _Early(file, add_results(file, map(result_dict, self._settled(db))))
+            return self._further(_Early(self._open.enter_context(replaced(self._out, FILE_NAME)), 0))
         except Exception:  # noqa: BLE001  # it comes to light, and is told, when all is written at the end
             return None
 
-    def _settled(self, db: sqlite3.Connection) -> Iterator[Any]:
-        return takewhile(lambda row: row["state"] in _SETTLED and not self._over, queries.results(db))
+    def _go_on(self, begun: "Future[_Early | None]") -> _Early | None:
+        early = begun.result()
+        try:
+            return early and self._further(early)
+        except Exception:  # noqa: BLE001  # as above; what is half written is written anew
+            return None
+
+    def _further(self, early: _Early) -> _Early:
+        with closing(database.open_reader(self._out)) as db, closing(queries.results(db, skip=early.rows)) as rows:
+            db.execute(_CACHE)
+            added = add_results(early.file, map(result_dict, takewhile(self._settled, rows)))
+            return _Early(early.file, early.rows + added)
+
+    def _settled(self, row: sqlite3.Row) -> bool:
+        return row["state"] in _SETTLED and not self._over

@@ -47,6 +47,9 @@ class Endpoint(Protocol):
         call with a sent trace is a doubt.
         """
 
+    def rest(self) -> None:
+        """No further call is expected: let go of what was kept for one. A call that comes nevertheless is as any."""
+
 
 class Images(Protocol):
     """From a url to a verified, durable file."""

@@ -197,6 +197,10 @@ class EndpointClient:
         # A body without a length ends with its connection: one that was cut off would pass for whole.
         return self._unanswered(call, TimeoutError()) if call.expired else self._answered(call)
 
+    def rest(self) -> None:
+        """See ports.Endpoint."""
+        self._route.let_go()
+
     async def _body(self, call: _Call, job: QueuedJob) -> Sequence[bytes]:
         """Return the request's body in parts, and let its answer be as long as it may be."""
         if job.references is None:

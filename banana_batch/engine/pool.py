@@ -208,6 +208,8 @@ class Pool:
             self._senders -= 1
             if not self._senders:
                 self._downloads.close()
+                # While the last images come there is time for it: thousands of connections take a tenth of a second.
+                shared.endpoint.rest()
 
     @contextlib.contextmanager
     def _stopping_where_it_breaks(self) -> Iterator[None]:

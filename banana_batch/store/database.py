@@ -92,7 +92,10 @@ class Unborn:
             self._file.rename(state_path(self._out))
             # SQLite ignores a failed sync of a directory, so the names are made durable here.
             sync_folder(self._out)
-        return open_writer(self._out)
+            # Nobody else had it meanwhile: what was just written needs no look, of a tenth of a start.
+            db = _connect(state_path(self._out))
+            _make_durable(db, self._out)
+            return db
 
     def discard(self, db: sqlite3.Connection) -> None:
         """Forget it. What can't be removed now is removed at the next start."""

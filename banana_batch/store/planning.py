@@ -50,6 +50,7 @@ class Planner:
         self._given = False
         self._named = False
         self._repeats = False
+        self._own = False
         # With no job known, each row is new and its place is its index.
         self._fresh = self._count("SELECT NOT EXISTS (SELECT 1 FROM jobs)") == 1
         db.create_function("folded", 1, _folded, deterministic=True)
@@ -66,10 +67,12 @@ class Planner:
         self._db.executemany("INSERT INTO planned VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", self._records(jobs))
         for kind, number in self._kinds.items():
             self._db.execute("INSERT INTO planned_kinds VALUES (?, ?, ?, NULL)", (number, kind.model, kind.image_size))
-        self._db.execute("CREATE INDEX temp.planned_by_key ON planned (key)")
-        # Out of the index alone; who has the same request as whom is looked up only where somebody has.
-        self._repeats = self._count("SELECT EXISTS (SELECT 1 FROM planned GROUP BY key HAVING count(*) > 1)") == 1
-        if self._repeats:
+        try:
+            self._db.execute("CREATE UNIQUE INDEX temp.planned_by_key ON planned (key)")
+        except sqlite3.IntegrityError:
+            # Who has the same request as whom is looked up only where somebody has.
+            self._repeats = True
+            self._db.execute("CREATE INDEX temp.planned_by_key ON planned (key)")
             self._number_repeated()
         problems = []
         try:
@@ -101,6 +104,8 @@ class Planner:
                 self._named = True
             if name is not None:
                 self._given = True
+            if meta:
+                self._own = True
             # Only whole numbers, texts and bytearrays are bound as they are; for others sqlite3 looks for an adapter.
             yield (
                 row, key.hex()[:20] if name is None else name, 0 if name is None else 1, bytearray(key), number,
@@ -217,6 +222,8 @@ class Planner:
         return Difference(rows=rows, new=rows, duplicates=duplicates, kinds=kinds, columns=self._columns())
 
     def _columns(self) -> list[str]:
+        if not self._own:
+            return []
         found = self._db.execute(
             "SELECT DISTINCT key FROM (SELECT meta FROM planned WHERE meta <> '' LIMIT ?), json_each(meta) LIMIT ?",
             (_SAMPLED_ROWS, _SAMPLE),

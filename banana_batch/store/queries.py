@@ -4,7 +4,7 @@ Rule: each query is bounded by an index or by what it returns; none walks the ba
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal
 
 from msgspec import Struct
@@ -177,7 +177,7 @@ def sums_agree(db: sqlite3.Connection) -> bool:
 
 def results(
     db: sqlite3.Connection, state: JobState | None = None, *, manifest_only: bool = False, skip: int = 0
-) -> Iterator[sqlite3.Row]:
+) -> Generator[sqlite3.Row]:
     """Yield a row for each job but the first `skip`, in the manifest's order; jobs not in it come last, by index."""
     where, values = ("WHERE state = ?", (state,)) if state else ("", ())
     if manifest_only:

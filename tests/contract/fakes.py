@@ -83,6 +83,9 @@ class FakeEndpoint:
         await self.answering.wait()
         return reply
 
+    def rest(self) -> None:
+        """Nothing is kept."""
+
 
 def sold(micro: int | None = 13 * CREDIT) -> Reply:
     """Return the answer that sells an image; None: without a usable price."""

@@ -110,6 +110,18 @@ async def test_each_call_is_another_request(opened: Opened) -> None:
 
 
 @every_endpoint
+async def test_a_call_after_the_last_one_is_a_call(opened: Opened) -> None:
+    """Told that no further one is expected, it lets go of what it kept, and of nothing that a call needs."""
+    async with asyncio.timeout(BOUND_S), opened(ENDINGS["sold"]) as asked:
+        asked.endpoint.rest()
+        for call in (1, 2):
+            reply = await asked.endpoint.generate(job(), SendTrace())
+            assert reply.verdict.outcome is Outcome.PAID
+            assert asked.requests() == call
+            asked.endpoint.rest()
+
+
+@every_endpoint
 async def test_a_call_that_is_cut_off_leaves_its_evidence(opened: Opened) -> None:
     """It is raised to who cancelled, and the trace says that it was sent."""
     trace = SendTrace()

@@ -124,6 +124,29 @@ async def test_connections_are_used_again() -> None:
         assert peer.connections == 1
 
 
+async def test_connections_that_wait_are_let_go_and_no_other() -> None:
+    """The server hears of their end at once; an answer that is under way comes whole."""
+    ended = asyncio.Event()
+    may = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET /slow"):
+            await may.wait()
+        writer.write(OK)
+        await reader.read()
+        ended.set()
+
+    async with asyncio.timeout(5), serving(script) as peer, route_to(peer.url) as route:
+        slow = asyncio.ensure_future(exchange(route, "GET", "/slow"))
+        assert await body_of(await exchange(route, "GET", "/quick")) == b"ok"
+        route.let_go()
+        await ended.wait()
+        may.set()
+        assert await body_of(await slow) == b"ok"
+        assert peer.connections == 2
+
+
 async def test_a_connection_that_was_idle_too_long_is_not_used_again() -> None:
     """Its server may close it any moment: a request that meets that is in doubt. It is closed here, and in time."""
     closed = asyncio.Event()

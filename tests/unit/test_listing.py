@@ -2,9 +2,11 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -13,7 +15,7 @@ from banana_batch.lifecycle import Event, Settlement
 from banana_batch.listing import Listing
 from banana_batch.models import Reserve, Settled, StoredImage
 from banana_batch.pacing.clock import SystemClock
-from banana_batch.report.results import FILE_NAME, result_dict, write_results
+from banana_batch.report.results import FILE_NAME, add_results, result_dict, write_results
 from banana_batch.store import queries, runs
 from banana_batch.store.state import StateStore
 from tests.torture.virtual import Inline
@@ -92,6 +94,52 @@ async def test_the_head_is_written_when_the_last_call_leaves(
     listing.write(db)
     assert (tmp_path / FILE_NAME).read_bytes() == whole(db, tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes().count(b"\n") == JOBS
+    assert not leftovers(tmp_path)
+
+
+async def test_more_is_written_as_the_last_images_come(
+    db: Flaky, store: StateStore, listing: Listing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end finds only the last images' rows unwritten."""
+    monkeypatch.setattr("banana_batch.listing.PART", 2)
+    listing.calls = JOBS
+    for _ in range(2):
+        await settle(store, paid())
+        listing.emit("stored")  # while calls still leave
+    hear(listing, JOBS)
+    for rows in (2, 2, 4, 4):
+        assert early_rows(listing) == rows
+        await settle(store, paid())
+        listing.emit("stored")
+    assert early_rows(listing) == JOBS
+    listing.write(db)
+    assert (tmp_path / FILE_NAME).read_bytes() == whole(db, tmp_path)
+    assert not leftovers(tmp_path)
+
+
+async def test_a_second_part_that_breaks_off_is_no_part_of_the_results(
+    db: Flaky, store: StateStore, listing: Listing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it is in the file by then: all is written anew."""
+    monkeypatch.setattr("banana_batch.listing.PART", 1)
+    await settle(store, paid())
+    listing.calls = JOBS
+    hear(listing, JOBS)
+    assert early_rows(listing) == 1
+    for _ in range(JOBS - 1):
+        await settle(store, paid())
+
+    def breaks(file: BinaryIO, rows: Iterable[Mapping[str, Any]]) -> int:
+        add_results(file, islice(rows, 2))
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("banana_batch.listing.add_results", breaks)
+        listing.emit("stored")
+        assert listing._early is not None
+        assert listing._early.result() is None
+    listing.write(db)
+    assert (tmp_path / FILE_NAME).read_bytes() == whole(db, tmp_path)
     assert not leftovers(tmp_path)
 
 

@@ -125,6 +125,22 @@ async def test_what_may_forbid_the_next_call_is_settled_before_it_begins(
     assert world.commits[3] - world.commits[2] == 2
 
 
+@pytest.mark.parametrize("calls", [JOBS, 2], ids=["all done", "a stop"])
+async def test_the_endpoint_hears_once_that_no_call_follows(db: Flaky, tmp_path: Path, calls: int) -> None:
+    """After the last answer, however the sending ends."""
+    pools: list[Pool] = []
+    rested_after: list[int] = []
+
+    class Resting(World):
+        def rest(self) -> None:
+            rested_after.append(self.calls)
+
+    world = Resting(db)
+    world.at_answer = lambda call: pools[0].drain(Stop(Exit.STOPPED, "enough")) if call == calls else None
+    await run(world, tmp_path, started=pools.append)
+    assert rested_after == [calls]
+
+
 async def test_a_stop_in_the_shared_commit_sends_nothing(db: Flaky, tmp_path: Path) -> None:
     """The next call is begun already, and withdrawn: not a byte leaves."""
     pools: list[Pool] = []
