@@ -82,8 +82,9 @@ class Namer:
         mark = "" if draft.copy == 1 else f"~{draft.copy}"
         if draft.filename is not None:
             return draft.filename + mark
+        parts = self._parts
         try:
-            values = [part(draft) for part in self._parts]
+            values = (parts[0](draft),) if len(parts) == 1 else tuple(part(draft) for part in parts)
         except NoColumn as missing:
             tell_no_column("filename", missing, draft, self._report)
             return ""

@@ -165,11 +165,11 @@ class FilenameTemplate:
         if self.index_width not in (0, other.index_width):
             raise TemplateError("{index} without a width: it is as wide here as --filename has it")
 
-    def fill(self, values: list[str], copy_mark: str) -> str:
+    def fill(self, values: tuple[str, ...], copy_mark: str) -> str:
         """Put the slots' values in, cut to fit, with `copy_mark` at the end."""
-        stem = self._format % tuple(values)
+        stem = self._format % values
         if (len(stem) if stem.isascii() else names.size(stem)) > self._limit - len(copy_mark):
-            stem = self._format % tuple(_fitted(values, self._room - len(copy_mark)))
+            stem = self._format % _fitted(values, self._room - len(copy_mark))
         return stem + copy_mark
 
 
@@ -179,6 +179,6 @@ def _percent(part: str | Slot) -> str:
     return INDEX_MARK if part.name == "index" else "%s"
 
 
-def _fitted(values: list[str], room: int) -> list[str]:
+def _fitted(values: tuple[str, ...], room: int) -> tuple[str, ...]:
     share = room // len(values)
-    return [names.cut(value, share) for value in values]
+    return tuple(names.cut(value, share) for value in values)

@@ -92,11 +92,11 @@ class Planner:
     def _records(self, jobs: Iterable[PlannedJob]) -> Iterator[tuple[object, ...]]:
         """Turn planned jobs into rows of the staging table: a million times, so each look-up counts."""
         files, fresh = self._files, self._fresh
-        last, number = None, 0
+        last, number, first, row = None, 0, 1, 0
         for row, (name, key, kind, request, refs, unsent, meta, stem, file, line) in enumerate(jobs, 1):
             if kind is not last:
-                last, number = kind, self._kinds.setdefault(kind, len(self._kinds) + 1)
-            self._rows[number] += 1
+                self._rows[number] += row - first
+                last, number, first = kind, self._kinds.setdefault(kind, len(self._kinds) + 1), row
             place = files.get(file)
             if place is None:
                 place = files[file] = len(files)
@@ -111,6 +111,7 @@ class Planner:
                 row, key.hex()[:20] if name is None else name, 0 if name is None else 1, bytearray(key), number,
                 request, refs or "", unsent or "", meta or "", stem, place, line, -row if fresh else None,
             )  # fmt: skip
+        self._rows[number] += row + 1 - first
 
     def _number_repeated(self) -> None:
         """Name the second, third … row with the same request `~2`, `~3` …, in the manifest's order."""
