@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import stat
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from banana_batch.errors import DiskError
 from banana_batch.lifecycle import JobState
-from banana_batch.report.results import COLUMNS, KEYS, result_dict, write_csv, write_results
+from banana_batch.report.results import COLUMNS, KEYS, json_line, result_dict, write_csv, write_results
 from banana_batch.store import database, queries
 
 CONTRACT_KEYS = [
@@ -100,6 +103,37 @@ def test_results_are_ascii_lines_that_read_back(tmp_path: Path) -> None:
     assert json.loads(lines[0]) == rows[0]
     assert json.loads(lines[1])["prompt"] == "a\ud800b"
     assert stat.S_IMODE((tmp_path / "results.jsonl").stat().st_mode) == 0o600
+
+
+_VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(),
+        st.sampled_from(["\ud800", "\x7f", "\x00", "\\", '"', "\u2028", "\u202e", "plain"]),
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=8), _VALUES, max_size=5))
+def test_a_line_is_ascii_and_reads_back_whatever_is_in_it(found: dict[str, Any]) -> None:
+    """Numbers that JSON does not have become null; nothing is raised, and no control leaves."""
+    line = json_line(found)
+    assert line.endswith(b"\n")
+    assert all(32 <= byte < 127 for byte in line[:-1])
+    assert json.loads(line) == _finite(found)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def test_a_write_that_fails_leaves_the_old_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
