@@ -9,9 +9,12 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, ParamSpec, TypeVar
 from unittest.mock import patch
 
+import aiohttp
 import async_solipsism
 import async_solipsism.clock
 import async_solipsism.selector
+
+from banana_batch.dialing import Dialer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,8 +61,10 @@ def _select(selector: async_solipsism.selector.Selector, timeout: float | None =
 
 @contextlib.contextmanager
 def virtual_network() -> Iterator[None]:
-    """Put the loop's own network under aiohttp's client."""
+    """Put the loop's own network under aiohttp's client, which reaches it by the longer way alone."""
     with (
+        patch.object(Dialer, "_wrap_create_connection", aiohttp.TCPConnector._wrap_create_connection),
+        patch("banana_batch.endpoint.transport.watch_for_silence", id),  # there is no system that could be asked
         patch("async_solipsism.clock.Clock.advance", _advance),
         patch("async_solipsism.selector.Selector.select", _select),
         patch("aiohttp.connector.aiohappyeyeballs.start_connection", async_solipsism.aiohappyeyeballs_start_connection),
