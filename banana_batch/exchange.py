@@ -129,7 +129,7 @@ class Route:
     def let_go(self) -> None:
         """Close the connections that wait."""
         while self._idle:
-            self._idle.pop()[0].close()
+            self._idle.pop()[0].drop()
 
     def close(self) -> None:
         """Leave the connections that wait to the connector, whose end waits for theirs; those under way are closed."""

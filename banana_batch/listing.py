@@ -23,8 +23,7 @@ from .store import database, queries
 
 _CACHE = "PRAGMA cache_size = -256"  # KiB: a row is read once, and those beside it next
 ROOM_BYTES = 1 << 30  # what is left of a disk is for the images that still come
-# Images after which a further part is written, at least, and at most so many parts: each sorts all rows anew.
-PART, PARTS = 256, 64
+PART = 128  # images that come before a second part is written; twice as many before each further one, as all are sorted
 
 _SETTLED = frozenset({JobState.DONE, JobState.FAILED, JobState.DROPPED})
 
@@ -55,6 +54,7 @@ class Listing:
         self._out = out
         self._executor = executor
         self._sent = self._stored = 0
+        self._part = PART
         self._over = False
         self._open = ExitStack()
         self._early: Future[_Early | None] | None = None
@@ -79,8 +79,8 @@ class Listing:
         if self._early is None:
             return
         self._stored += 1
-        if self._stored >= max(PART, self.calls // PARTS):
-            self._stored = 0
+        if self._stored >= self._part and self._early.done():
+            self._stored, self._part = 0, self._part * 2
             self._early = self._executor.submit(self._go_on, self._early)
 
     def write(self, db: sqlite3.Connection) -> None:
@@ -102,6 +102,9 @@ class Listing:
         self._over = True
         if self._early is not None:
             self._early.result()
+        self._discard()
+
+    def _discard(self) -> None:
         with suppress(_Unwanted, BananaError), self._open.pop_all():
             raise _Unwanted
 
@@ -112,13 +115,15 @@ class Listing:
                 return None
             return self._further(_Early(self._open.enter_context(replaced(self._out, FILE_NAME)), 0))
         except Exception:  # noqa: BLE001  # it comes to light, and is told, when all is written at the end
+            self._discard()  # its room may be what an image needs
             return None
 
     def _go_on(self, begun: "Future[_Early | None]") -> _Early | None:
         early = begun.result()
         try:
             return early and self._further(early)
-        except Exception:  # noqa: BLE001  # as above; what is half written is written anew
+        except Exception:  # noqa: BLE001  # as above
+            self._discard()
             return None
 
     def _further(self, early: _Early) -> _Early:

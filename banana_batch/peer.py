@@ -126,6 +126,11 @@ class Peer(asyncio.Protocol):
         """Close the connection."""
         self._connection.close()
 
+    def drop(self) -> None:
+        """Close the connection at once, without a farewell (TLS): nothing is owed on one that is idle."""
+        self.transport.abort()
+        self.close()
+
     def leave(self) -> None:
         """Give the connection back to the connector; close it where it is no good any more."""
         if self._spoiled:

@@ -33,7 +33,11 @@ class PaidConnector(Dialer):
 
     async def _wrap_create_connection(self, *args: Any, **kwargs: Any) -> tuple[asyncio.Transport, ResponseHandler]:
         transport, handler = await super()._wrap_create_connection(*args, **kwargs)
-        watch_for_silence(transport.get_extra_info("socket"))
+        try:
+            watch_for_silence(transport.get_extra_info("socket"))
+        except BaseException:  # some systems say so of one that was cut off already
+            transport.abort()
+            raise
         return transport, handler
 
 

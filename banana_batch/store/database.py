@@ -27,6 +27,7 @@ VERSION = 2
 # Tables that are STRICT; UPDATE … FROM.
 OLDEST_SQLITE = (3, 37)
 BUSY_MS = 10_000
+_LOGS = ("-wal", "-journal")  # what SQLite names them
 
 # A whole check reads the whole file: above this size only after a run that did not end by itself.
 CHECKED_ALWAYS_BYTES = 64 << 20
@@ -41,7 +42,7 @@ def exists(out: Path) -> bool:
     """Tell whether there is a batch in `out`.
 
     Raises:
-        ManifestError: images without a state: starting over would pay for them again.
+        ManifestError: images, or a part of a state, without it: starting over would pay for what they stand for again.
     """
     if state_path(out).exists():
         return True
@@ -51,6 +52,14 @@ def exists(out: Path) -> bool:
                 f"{out}: there are images but no {STATE_NAME}: their jobs and what they cost are not known",
                 f"put {STATE_NAME} back from a backup, or move {out / IMAGES_NAME} away to start over and pay again",
             )
+    for ending in _LOGS:
+        log = out / f"{STATE_NAME}{ending}"
+        with contextlib.suppress(FileNotFoundError):
+            if log.stat().st_size:  # SQLite would play it back into whatever state comes to lie beside it
+                raise ManifestError(
+                    f"{out}: there is {log.name} but no {STATE_NAME}: what was paid last may stand there alone",
+                    f"put {STATE_NAME} back from a backup, or remove {log} too to start over and pay again",
+                )
     return False
 
 
@@ -94,7 +103,11 @@ class Unborn:
             sync_folder(self._out)
             # Nobody else had it meanwhile: what was just written needs no look, of a tenth of a start.
             db = _connect(state_path(self._out))
-            _make_durable(db, self._out)
+            try:
+                _make_durable(db, self._out)
+            except BaseException:
+                db.close()
+                raise
             return db
 
     def discard(self, db: sqlite3.Connection) -> None:
@@ -149,8 +162,9 @@ def make_folder(out: Path) -> list[Path]:
     with _telling_disk(out):
         for folder in (*reversed(out.absolute().parents), out.absolute()):
             if not folder.exists():
-                folder.mkdir(mode=0o700)
-                made.append(folder)
+                with contextlib.suppress(FileExistsError):  # another run may begin just now
+                    folder.mkdir(mode=0o700)
+                    made.append(folder)
                 sync_folder(folder.parent)
         if not out.is_dir():
             raise OutputError(f"{out}: is no folder")

@@ -1,12 +1,16 @@
 """One request over aiohttp's connections without its session: written once, over a connection that holds nothing else."""
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from yarl import URL
 
 from banana_batch.exchange import MAX_STALE, ONE_PIECE_BYTES, Exchange, Route, exchange
@@ -14,6 +18,7 @@ from banana_batch.peer import Garbled
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CERTIFICATES = Path(__file__).parents[1] / "unit" / "endpoint" / "tls"
 LIMITS = aiohttp.ClientTimeout(total=None, connect=5, sock_connect=5)
 
 
@@ -145,6 +150,51 @@ async def test_connections_that_wait_are_let_go_and_no_other() -> None:
         may.set()
         assert await body_of(await slow) == b"ok"
         assert peer.connections == 2
+
+
+def _one_answer(listener: socket.socket, tls: ssl.SSLContext) -> bytes:
+    """Answer one request over TLS and say nothing more; return what else comes until the other side is gone."""
+    made, _ = listener.accept()
+    with tls.wrap_socket(made, server_side=True) as wrapped:
+        while b"\r\n\r\n" not in wrapped.recv(1 << 16):
+            pass
+        wrapped.sendall(OK)
+        raw = socket.socket(fileno=wrapped.detach())
+    with raw:
+        raw.settimeout(10)
+        came = b""
+        try:
+            while more := raw.recv(1 << 16):
+                came += more
+        except ConnectionResetError:
+            pass
+        return came
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_connection_over_tls_that_is_let_go_is_gone(run: Callable[[Coroutine[Any, Any, bytes]], bytes]) -> None:
+    """At once, though its peer says no farewell: nothing is open when a run has ended."""
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(CERTIFICATES / "good.pem")
+    any_side = ssl.create_default_context()
+    any_side.check_hostname, any_side.verify_mode = False, ssl.CERT_NONE
+
+    async def rest(listener: socket.socket) -> bytes:
+        loop = asyncio.get_running_loop()
+        served = loop.run_in_executor(None, _one_answer, listener, server_side)
+        url = URL(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        async with asyncio.timeout(8), connecting() as connector:
+            route = Route(connector, url, idle_s=5, limits=LIMITS, proxy=None, tls=lambda: any_side, headers={})
+            assert await body_of(await exchange(route, "GET", "/")) == b"ok"
+            route.let_go()
+            ended = await served
+            route.close()
+            return ended
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        run(rest(listener))
 
 
 async def test_a_connection_that_was_idle_too_long_is_not_used_again() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -101,17 +102,17 @@ async def test_more_is_written_as_the_last_images_come(
     db: Flaky, store: StateStore, listing: Listing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end finds only the last images' rows unwritten."""
-    monkeypatch.setattr("banana_batch.listing.PART", 2)
+    monkeypatch.setattr(listing, "_part", 1)
     listing.calls = JOBS
     for _ in range(2):
         await settle(store, paid())
         listing.emit("stored")  # while calls still leave
     hear(listing, JOBS)
-    for rows in (2, 2, 4, 4):
+    for rows in (2, 3, 3, 5):  # after one, and after two more
         assert early_rows(listing) == rows
         await settle(store, paid())
         listing.emit("stored")
-    assert early_rows(listing) == JOBS
+    assert early_rows(listing) == JOBS - 1
     listing.write(db)
     assert (tmp_path / FILE_NAME).read_bytes() == whole(db, tmp_path)
     assert not leftovers(tmp_path)
@@ -121,7 +122,7 @@ async def test_a_second_part_that_breaks_off_is_no_part_of_the_results(
     db: Flaky, store: StateStore, listing: Listing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of it is in the file by then: all is written anew."""
-    monkeypatch.setattr("banana_batch.listing.PART", 1)
+    monkeypatch.setattr(listing, "_part", 1)
     await settle(store, paid())
     listing.calls = JOBS
     hear(listing, JOBS)
@@ -138,9 +139,36 @@ async def test_a_second_part_that_breaks_off_is_no_part_of_the_results(
         listing.emit("stored")
         assert listing._early is not None
         assert listing._early.result() is None
+    assert not leftovers(tmp_path)  # a disk that was full has its room back at once
+    listing.emit("stored")
+    listing.emit("stored")
+    assert listing._early.result() is None
     listing.write(db)
     assert (tmp_path / FILE_NAME).read_bytes() == whole(db, tmp_path)
     assert not leftovers(tmp_path)
+
+
+async def test_no_part_waits_for_another(
+    db: Flaky, store: StateStore, listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of earlier runs may come by the thousand: the end waits for one part at most."""
+    monkeypatch.setattr(listing, "_part", 1)
+    may, begun = threading.Event(), []
+
+    def slow(file: BinaryIO, rows: Iterable[Mapping[str, Any]]) -> int:
+        begun.append(1)
+        assert may.wait(20)
+        return add_results(file, rows)
+
+    monkeypatch.setattr("banana_batch.listing.add_results", slow)
+    await settle(store, paid())
+    listing.calls = 1
+    hear(listing, 1)
+    for _ in range(1000):
+        listing.emit("stored")
+    may.set()
+    assert early_rows(listing) == 1
+    assert begun == [1]
 
 
 @pytest.mark.parametrize("open_end", ["pending", "paid", "in doubt"])

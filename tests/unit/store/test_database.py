@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from banana_batch.errors import ManifestError
 from banana_batch.store import database
 
 
@@ -33,3 +34,30 @@ def test_a_new_state_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monke
         assert [born.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")] == ["wal", 2]
         assert born.execute("SELECT value FROM batch").fetchone()[0] == "live"
     assert sorted(path.name for path in tmp_path.iterdir()) == [database.STATE_NAME]
+
+
+@pytest.mark.parametrize("ending", ["-wal", "-journal"])
+def test_a_log_without_its_state_is_not_played_into_a_new_one(tmp_path: Path, ending: str) -> None:
+    """What it holds was paid; what is born beside it would take it in."""
+    left = tmp_path / f"{database.STATE_NAME}{ending}"
+    left.write_bytes(b"")
+    assert not database.exists(tmp_path)
+    left.write_bytes(b"frames")
+    with pytest.raises(ManifestError, match=f"there is {left.name} but no {database.STATE_NAME}"):
+        database.exists(tmp_path)
+    assert left.read_bytes() == b"frames"
+
+
+def test_a_folder_that_another_run_makes_just_then_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there, and not ours to take away again."""
+    out, mkdir = tmp_path / "a" / "b", Path.mkdir
+
+    def made_twice(path: Path, mode: int = 0o777) -> None:
+        mkdir(path)
+        mkdir(path, mode)
+
+    monkeypatch.setattr(Path, "mkdir", made_twice)
+    assert database.make_folder(out) == []
+    assert out.is_dir()
