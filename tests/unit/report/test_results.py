@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from banana_batch.errors import DiskError
@@ -120,6 +120,7 @@ _VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=8), _VALUES, max_size=5))
+@example({"half a character": "\ud800", "no number": math.inf})
 def test_a_line_is_ascii_and_reads_back_whatever_is_in_it(found: dict[str, Any]) -> None:
     """Numbers that JSON does not have become null; nothing is raised, and no control leaves."""
     line = json_line(found)
