@@ -15,12 +15,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import msgspec
 from pydantic_core import to_json
 
 from banana_batch.errors import OutputError
 from banana_batch.ports import Listener
-from banana_batch.text import MAX_MESSAGE_CHARS, printable
+from banana_batch.text import MAX_MESSAGE_CHARS, plain_json, printable
 
 from .background import Background
 from .moments import rfc3339
@@ -39,7 +38,6 @@ MAX_WAITING = 100_000
 _GROUP = 64
 _MAX_DEPTH = 4
 # A fifth of to_json's time; it leaves foreign characters as they are.
-_encode = msgspec.json.Encoder().encode
 _NOTHING = b"{}"
 _ESCAPED = re.compile(r'["\\]')
 
@@ -168,13 +166,10 @@ def _plain_line(us: int, event: str, facts: Mapping[str, object]) -> str | None:
     latency_s = facts.get("latency_s")
     if isinstance(latency_s, float):
         facts = {**facts, "latency_s": round(latency_s, 6)}
-    try:
-        told = _encode(facts)
-    except (ValueError, TypeError):  # half a character
+    told = plain_json(facts)
+    if told is None or not len(_NOTHING) < len(told) <= MAX_MESSAGE_CHARS or b"\\" in told:
         return None
-    fits = len(_NOTHING) < len(told) <= MAX_MESSAGE_CHARS
-    plain = fits and told.isascii() and b"\\" not in told and b"\x7f" not in told
-    return f'{{"time":"{rfc3339(us)}","event":"{event}",{told[1:].decode("ascii")}\n' if plain else None
+    return f'{{"time":"{rfc3339(us)}","event":"{event}",{told[1:].decode("ascii")}\n'
 
 
 def _open(path: Path, dir_fd: int | None) -> int:

@@ -13,12 +13,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from msgspec.json import Encoder
 from pydantic_core import from_json, to_json
 
 from banana_batch.models import RunResult
 from banana_batch.money import credits_text
-from banana_batch.text import csv_cell
+from banana_batch.text import csv_cell, plain_json
 
 from .atomic import replaced
 from .moments import rfc3339
@@ -33,7 +32,6 @@ COLUMNS: tuple[str, ...] = (
     "warning",
 )  # fmt: skip
 
-_encode = Encoder().encode
 _FLAGS = {"true": True, "false": False}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -87,16 +85,8 @@ def result_dict(row: Iterable[Any]) -> dict[str, Any]:
 
 def json_line(result: Mapping[str, Any]) -> bytes:
     """Return an object as a line of ASCII JSON."""
-    return _plain_line(result) or _escaped_line(result)
-
-
-def _plain_line(result: Mapping[str, Any]) -> bytes | None:
-    """Return the line where all of it is ASCII, in a third of the time; else None."""
-    try:
-        line = _encode(result)
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        return None
-    return line + b"\n" if line.isascii() and b"\x7f" not in line else None
+    plain = plain_json(result)
+    return _escaped_line(result) if plain is None else plain + b"\n"
 
 
 def _escaped_line(result: Mapping[str, Any]) -> bytes:

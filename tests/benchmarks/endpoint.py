@@ -158,9 +158,10 @@ def main() -> None:
     with tempfile.NamedTemporaryFile(suffix=".png") as picture:
         picture.write(noise_png(asked.image_bytes))
         picture.flush()
+        endpoint = Endpoint(asked.latency, asked.sigma, asked.seed, picture)  # type: ignore[arg-type]
         # uvloop serves small images in half the CPU, and has no sendfile for large ones.
-        run = uvloop.run if asked.image_bytes <= IN_ONE_PIECE_BYTES else asyncio.run
-        run(serve(Endpoint(asked.latency, asked.sigma, asked.seed, picture)))  # type: ignore[arg-type]
+        run = asyncio.run if endpoint.whole is None else uvloop.run
+        run(serve(endpoint))
 
 
 if __name__ == "__main__":

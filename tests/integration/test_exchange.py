@@ -5,7 +5,6 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,10 +14,10 @@ from yarl import URL
 
 from banana_batch.exchange import MAX_STALE, ONE_PIECE_BYTES, Exchange, Route, exchange
 from banana_batch.peer import Garbled
+from tests.integration.test_answers_elsewhere import _server_tls
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-CERTIFICATES = Path(__file__).parents[1] / "unit" / "endpoint" / "tls"
 LIMITS = aiohttp.ClientTimeout(total=None, connect=5, sock_connect=5)
 
 
@@ -174,14 +173,12 @@ def _one_answer(listener: socket.socket, tls: ssl.SSLContext) -> bytes:
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_a_connection_over_tls_that_is_let_go_is_gone(run: Callable[[Coroutine[Any, Any, bytes]], bytes]) -> None:
     """At once, though its peer says no farewell: nothing is open when a run has ended."""
-    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server_side.load_cert_chain(CERTIFICATES / "good.pem")
     any_side = ssl.create_default_context()
     any_side.check_hostname, any_side.verify_mode = False, ssl.CERT_NONE
 
     async def rest(listener: socket.socket) -> bytes:
         loop = asyncio.get_running_loop()
-        served = loop.run_in_executor(None, _one_answer, listener, server_side)
+        served = loop.run_in_executor(None, _one_answer, listener, _server_tls("good"))
         url = URL(f"https://127.0.0.1:{listener.getsockname()[1]}")
         async with asyncio.timeout(8), connecting() as connector:
             route = Route(connector, url, idle_s=5, limits=LIMITS, proxy=None, tls=lambda: any_side, headers={})

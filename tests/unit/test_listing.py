@@ -77,6 +77,13 @@ def leftovers(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name.startswith(f".{FILE_NAME}")]
 
 
+def assert_written_whole(listing: Listing, db: Flaky, folder: Path) -> None:
+    """Write the results: they are as if written at once, and nothing else stays behind."""
+    listing.write(db)
+    assert (folder / FILE_NAME).read_bytes() == whole(db, folder)
+    assert not leftovers(folder)
+
+
 async def test_the_head_is_written_when_the_last_call_leaves(
     db: Flaky, store: StateStore, listing: Listing, tmp_path: Path
 ) -> None:
@@ -92,10 +99,8 @@ async def test_the_head_is_written_when_the_last_call_leaves(
     hear(listing, 2)  # calls that are repeated
     for _ in range(JOBS - 3):
         await settle(store, paid())
-    listing.write(db)
-    assert (tmp_path / FILE_NAME).read_bytes() == whole(db, tmp_path)
+    assert_written_whole(listing, db, tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes().count(b"\n") == JOBS
-    assert not leftovers(tmp_path)
 
 
 async def test_more_is_written_as_the_last_images_come(
@@ -113,9 +118,7 @@ async def test_more_is_written_as_the_last_images_come(
         await settle(store, paid())
         listing.emit("stored")
     assert early_rows(listing) == JOBS - 1
-    listing.write(db)
-    assert (tmp_path / FILE_NAME).read_bytes() == whole(db, tmp_path)
-    assert not leftovers(tmp_path)
+    assert_written_whole(listing, db, tmp_path)
 
 
 async def test_a_second_part_that_breaks_off_is_no_part_of_the_results(
@@ -143,9 +146,7 @@ async def test_a_second_part_that_breaks_off_is_no_part_of_the_results(
     listing.emit("stored")
     listing.emit("stored")
     assert listing._early.result() is None
-    listing.write(db)
-    assert (tmp_path / FILE_NAME).read_bytes() == whole(db, tmp_path)
-    assert not leftovers(tmp_path)
+    assert_written_whole(listing, db, tmp_path)
 
 
 async def test_no_part_waits_for_another(
@@ -222,9 +223,7 @@ async def test_without_an_early_part_all_is_written_at_the_end(
     listing._early.result()
     if after is not None:
         after(listing, tmp_path)
-    listing.write(db)
-    assert (tmp_path / FILE_NAME).read_bytes() == whole(db, tmp_path)
-    assert not leftovers(tmp_path)
+    assert_written_whole(listing, db, tmp_path)
 
 
 async def test_the_last_room_of_a_disk_is_for_images(
