@@ -22,6 +22,8 @@ from .settings import DEFAULT_BASE_URL, ENV_PREFIX, Settings
 from .store import database, queries, runs
 from .store.difference import Difference
 from .store.evidence import refuse_the_past, set_log_aside
+from .store.founding import Founder
+from .store.listed import Listed
 from .store.lock import LOCK_NAME, batch_lock
 from .store.planning import Planner
 from .text import plural, printable, shell_line
@@ -76,8 +78,11 @@ def _look(order: Order, stack: contextlib.ExitStack, *, still: bool) -> Prepared
     if not fresh:
         refuse_the_past(db, order.out)
     prepared = Prepared(db, Difference(), fresh=fresh)
-    _stage(order, prepared)
-    if not fresh:
+    if fresh:
+        with contextlib.closing(database.nowhere()) as scratch:
+            _stage(order, prepared, Founder(scratch, order.manifests.index_width))
+    else:
+        _stage(order, prepared, Planner(db, order.manifests.index_width))
         _check_side(db, order)
     return prepared
 
@@ -119,8 +124,9 @@ def _born(order: Order) -> Prepared:
     db = unborn.open()
     try:
         prepared = Prepared(db, Difference(), fresh=True)
-        planner = _stage(order, prepared)
-        planner.apply(reuse=order.settings.dedupe == "reuse")
+        founder = Founder(db, order.manifests.index_width)
+        _stage(order, prepared, founder)
+        founder.apply(reuse=order.settings.dedupe == "reuse")
         runs.remember(db, SIDE, IN_SANDBOX if order.settings.sandbox else LIVE)
         _remember_manifest(order, db)
     except BaseException:
@@ -147,7 +153,9 @@ def _existing(order: Order) -> Prepared:
         prepared = Prepared(db, Difference())
         mark = _mark(order)
         prepared.unchanged = bool(mark) and runs.recall(db, FINGERPRINT) == mark
-        planner = None if prepared.unchanged else _stage(order, prepared)
+        planner = None if prepared.unchanged else Planner(db, order.manifests.index_width)
+        if planner is not None:
+            _stage(order, prepared, planner)
         _check_side(db, order)  # a bad manifest is told first
         if planner is None:
             return prepared
@@ -210,31 +218,29 @@ def _is_here(url: str) -> bool:
     return is_loopback(urlsplit(url).hostname or "")
 
 
-def _stage(order: Order, prepared: Prepared) -> Planner:
+def _stage(order: Order, prepared: Prepared, listed: Listed) -> None:
     """Read, validate and compare the whole manifest.
 
     Raises:
         ManifestError: bad rows, all of them; or a change that is refused.
     """
     settings, manifests = order.settings, order.manifests
-    planner = Planner(prepared.db, manifests.index_width)
     problems: list[Problem] = []
     rows: Iterable[PlannedJob] = manifests.jobs(problems, prepared.warnings)
-    problems += planner.stage(rows, default_names=settings.filename == DEFAULT_FILENAME)
+    problems += listed.stage(rows, default_names=settings.filename == DEFAULT_FILENAME)
     if problems:
         raise ManifestError(
             f"{plural(len(problems), 'bad value')} in the manifest; nothing was sent",
             "mend the rows above and run again",
             problems,
         )
-    difference = prepared.difference = planner.difference()
+    difference = prepared.difference = listed.difference()
     if difference.duplicates and settings.dedupe == "error":
         raise ManifestError(
             f"{plural(difference.duplicates, 'row')} ask for what another row asks for already; nothing was sent",
             "remove them, or say --dedupe allow (pay for each) or --dedupe reuse (pay once)",
         )
     _refuse_change(order, difference)
-    return planner
 
 
 def _refuse_change(order: Order, difference: Difference) -> None:

@@ -19,8 +19,8 @@ _FORMULA = re.compile(
     "[\\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*[=+\\-@\uff1d\uff0b\uff0d\uff20\u2212]|[\\x00-\\x1f\x7f]"
 )
 
-# Lower-case letters and digits stay, all other bytes become dashes.
-_DASHED = bytes(ord(chr(byte).lower() if chr(byte).isalnum() and byte < 128 else "-") for byte in range(256))
+# Letters become lower-case, digits stay, all other bytes become spaces.
+_SPACED = bytes(ord(chr(byte).lower() if chr(byte).isalnum() and byte < 128 else " ") for byte in range(256))
 
 _encode = Encoder().encode
 
@@ -85,11 +85,8 @@ def slug(text: str, max_bytes: int = 60) -> str:
     """Return `text` as lower-case ASCII words joined by dashes, at most `max_bytes` long; may be empty."""
     start = text[: max_bytes * 8]
     plain = start if start.isascii() else unicodedata.normalize("NFKD", start)
-    # A table and few replacements take a fifth of the time of regular expressions: a million rows each get a slug.
-    dashed = plain.encode("ascii", "ignore").translate(_DASHED)
-    while b"--" in dashed:
-        dashed = dashed.replace(b"--", b"-")
-    joined = dashed.strip(b"-").decode()
+    # A table takes a fifth of the time of regular expressions: a million rows each get a slug.
+    joined = b"-".join(plain.encode("ascii", "ignore").translate(_SPACED).split()).decode()
     if len(joined) <= max_bytes:
         return joined
     whole_words = joined[: max_bytes + 1].rpartition("-")[0]

@@ -122,13 +122,15 @@ class Unborn:
 
 
 def nowhere() -> sqlite3.Connection:
-    """Return an empty state that no disk holds: what a plan is held against where there is no batch yet.
+    """Return an empty state without a name: what a plan is held against where there is no batch yet.
+
+    What outgrows a little memory lies in a file of SQLite's own, which goes with the connection.
 
     Raises:
         SettingsError: SQLite is too old.
     """
     _refuse_old_sqlite()
-    db = sqlite3.connect(":memory:", isolation_level=None)
+    db = sqlite3.connect("", isolation_level=None)
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA temp_store = FILE")
     _make_schema(db)

@@ -44,6 +44,8 @@ from banana_batch.models import (
     StoredImage,
 )
 from banana_batch.store import database, queries, resolve, runs
+from banana_batch.store.founding import Founder
+from banana_batch.store.listed import Listed
 from banana_batch.store.planning import Planner
 from banana_batch.store.state import StateStore
 from tests.torture.edits import BUDGETS, CREDIT, NAMED, PRICES, ROWS, Row, identities, planned
@@ -101,11 +103,10 @@ class Batch(RuleBasedStateMachine):
     def begin(self, rows: list[Row], named: list[Row], budget: int | None) -> None:
         unborn = database.Unborn(self.out)
         db = unborn.open()
-        self._plan(db, [*rows, *named], reuse=False)
+        self._plan(Founder(db, 5), [*rows, *named], reuse=False)
         self._open(unborn.publish(db), budget)
 
-    def _plan(self, db: sqlite3.Connection, rows: list[Row], *, reuse: bool) -> None:
-        planner = Planner(db, 5)
+    def _plan(self, planner: Listed, rows: list[Row], *, reuse: bool) -> None:
         problems = planner.stage(planned(rows), default_names=True)
         assert not problems
         planner.difference()
@@ -139,7 +140,7 @@ class Batch(RuleBasedStateMachine):
         self.db = db
         assert self._story() == before
         if edits:
-            self._plan(db, [*rows, *named], reuse=reuse)
+            self._plan(Planner(db, 5), [*rows, *named], reuse=reuse)
             self._hold_identities([*rows, *named], before)
         self._open(db, budget)
 

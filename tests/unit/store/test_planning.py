@@ -1,5 +1,6 @@
 """A manifest held against its batch: what is known keeps its index, what is new gets the next."""
 
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -7,11 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from banana_batch.errors import Problem
 from banana_batch.models import INDEX_MARK, Kind, PlannedJob
-from banana_batch.store.database import Unborn
+from banana_batch.store.database import Unborn, nowhere
 from banana_batch.store.difference import Difference
+from banana_batch.store.founding import Founder
+from banana_batch.store.listed import Listed
 from banana_batch.store.planning import Planner
 
 
@@ -22,17 +27,29 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     opened.close()
 
 
-def row(prompt: str, line: int = 1, id: str | None = None, size: str = "1K") -> PlannedJob:
+def row(
+    prompt: str,
+    line: int = 1,
+    id: str | None = None,
+    size: str = "1K",
+    stem: str | None = None,
+    file: str = "a.csv",
+    meta: str | None = None,
+) -> PlannedJob:
     request = json.dumps({"prompt": prompt, "image_size": size})
     key = hashlib.sha256(request.encode()).digest()[:16]
-    return PlannedJob(id, key, Kind("model", size), request, None, None, None, f"{INDEX_MARK}-{prompt}", "a.csv", line)
+    named = f"{INDEX_MARK}-{prompt}" if stem is None else stem
+    return PlannedJob(id, key, Kind("model", size), request, None, None, meta, named, file, line)
 
 
-def staged(db: sqlite3.Connection, rows: Sequence[PlannedJob]) -> tuple[Planner, list[Problem]]:
-    for table in ("planned", "planned_kinds"):
+def staged(
+    db: sqlite3.Connection, rows: Sequence[PlannedJob], *, default_names: bool = True
+) -> tuple[Listed, list[Problem]]:
+    for table in ("places", "planned", "planned_kinds", "names"):
         db.execute(f"DROP TABLE IF EXISTS temp.{table}")
-    planner = Planner(db, index_width=5)
-    return planner, planner.stage(rows, default_names=True)
+    born = db.execute("SELECT 1 FROM jobs").fetchone()
+    planner = Planner(db, index_width=5) if born else Founder(db, index_width=5)
+    return planner, planner.stage(rows, default_names=default_names)
 
 
 def planned(db: sqlite3.Connection, *rows: PlannedJob) -> Difference:
@@ -89,6 +106,75 @@ def test_an_id_given_twice_is_told_with_its_first_line(db: sqlite3.Connection) -
     _, problems = staged(db, [row("a", 1, "x"), row("b", 2, "y"), row("c", 3, "x"), row("d", 4, "x")])
     assert [(problem.line, problem.field) for problem in problems] == [(3, "id"), (4, "id")]
     assert all("a.csv:1" in str(problem) for problem in problems)
+
+
+def test_what_is_told_of_a_row_names_its_own_file_and_line(db: sqlite3.Connection) -> None:
+    """Rows of several lines, copies on one line, a second file: in a new batch as in a known one."""
+    rows = [
+        row("a", 3), row("b", 9, "x"), row("c", 9), row("d", 10), row("e", 12, "y"),
+        row("f", 1, "x", file="b.csv"), row("g", 2, file="b.csv"), row("h", 3, "y", file="b.csv"),
+    ]  # fmt: skip
+    told = [("b.csv", 1, '"x"', "unique; first at a.csv:9"), ("b.csv", 3, '"y"', "unique; first at a.csv:12")]
+    for known in ([], [row("k")]):
+        if known:
+            planned(db, *known)
+        _, problems = staged(db, rows)
+        assert [(bad.file, bad.line, bad.found, bad.allowed) for bad in problems] == told
+
+
+def test_file_names_that_are_one_are_told(db: sqlite3.Connection) -> None:
+    """In another case is the same name: beside another row, and beside an image that the batch has."""
+    _, problems = staged(db, [row("a", 1, stem="Fox"), row("b", 2, stem="owl"), row("c", 3, stem="fox")])
+    assert [(bad.line, bad.found, "line 1 has it" in bad.allowed) for bad in problems] == [(3, '"fox"', True)]
+    planned(db, row("a", 1, stem="Fox"))
+    _, problems = staged(db, [row("a", 1, stem="Fox"), row("b", 2, stem="FOX")], default_names=False)
+    assert [(bad.line, "an image of this batch has it" in bad.allowed) for bad in problems] == [(2, True)]
+
+
+def test_a_refused_first_manifest_leaves_nothing(db: sqlite3.Connection) -> None:
+    """Neither rows nor a state without its indexes."""
+    before = db.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
+    _, problems = staged(db, [row("a", 1, "x"), row("b", 2, "x")])
+    assert problems and db.execute("SELECT * FROM jobs").fetchall() == []
+    assert db.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall() == before
+    planned(db, row("a"))
+    assert db.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall() == before
+
+
+_ROWS = st.lists(
+    st.builds(
+        row,
+        prompt=st.sampled_from("abc"),
+        line=st.integers(1, 4),
+        id=st.sampled_from([None, None, "x", "X", hashlib.sha256(b"a").hexdigest()[:20]]),
+        size=st.sampled_from(["1K", "4K"]),
+        stem=st.sampled_from([None, None, "own", "OWN"]),
+        file=st.sampled_from(["a.csv", "b.csv"]),
+        meta=st.sampled_from([None, '{"k":"v"}', '{"l":1}']),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(rows=_ROWS, default_names=st.booleans(), reuse=st.booleans())
+def test_the_first_manifest_is_what_staging_would_make_of_it(
+    rows: list[PlannedJob], default_names: bool, reuse: bool
+) -> None:
+    """Written where they stay, the rows come to the same jobs, the same difference and the same complaints."""
+    outcomes = []
+    for kind in (Founder, Planner):
+        with contextlib.closing(nowhere()) as db:
+            listed = kind(db, 5)
+            problems = listed.stage(rows, default_names=default_names)
+            if problems:
+                outcomes.append((problems, None, []))
+                continue
+            difference = listed.difference()
+            listed.apply(reuse=reuse)
+            jobs = db.execute("SELECT * FROM jobs JOIN kinds USING (kind) ORDER BY job").fetchall()
+            outcomes.append(([], difference, [tuple(job) for job in jobs]))
+    assert outcomes[0] == outcomes[1]
 
 
 def test_a_job_never_sent_takes_its_new_request(db: sqlite3.Connection) -> None:
