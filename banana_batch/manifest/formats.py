@@ -82,38 +82,44 @@ def read_txt(stream: Readable, report: Report) -> Iterator[Row]:
 
 def read_jsonl(stream: Readable, report: Report) -> Iterator[Row]:
     """An object a line; blank lines are skipped."""
-    whole, texts = _DECODER.raw_decode, True
-    for line, ended in enumerate(text_lines(stream), 1):
+    texts = True
+    for line, text in enumerate(text_lines(stream), 1):
         if texts:
             try:
-                plain = _texts(ended)
+                plain = _texts(text)
             except MsgspecError:
                 texts = False  # the rows of a file look alike
             else:
                 # Quotes around each name and each text, and no others: none came twice, of which the last would stay.
-                if ended.count('"') == 4 * len(plain):
+                if text.count('"') == 4 * len(plain):
                     yield line, tuple(plain), tuple(plain.values())
                     continue
-        text = ended.removesuffix("\r")
-        try:
-            row, end = whole(text)
-        except (ValueError, RecursionError):
-            end = -1
-        if end != len(text):
-            # Space around it, a blank line, or no JSON: looked at closely, as few are.
-            if not text or text.isspace():
-                continue
-            report.line = line
-            try:
-                row = json_value(text)
-            except BadJson as bad:
-                report.problem("", str(bad), _AN_OBJECT)
-                continue
-        if type(row) is dict:
+        row = _object(text.removesuffix("\r"), line, report)
+        if row is not None:
             yield line, tuple(row), tuple(row.values())
-        else:
-            report.line = line
-            report.problem("", shown(row), _AN_OBJECT)
+
+
+def _object(text: str, line: int, report: Report) -> dict[str, Any] | None:
+    """Return the object of a line; None where there is none, and told where there should be."""
+    try:
+        row, end = _DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        end = -1
+    if end != len(text):
+        # Space around it, a blank line, or no JSON: looked at closely, as few are.
+        if not text or text.isspace():
+            return None
+        report.line = line
+        try:
+            row = json_value(text)
+        except BadJson as bad:
+            report.problem("", str(bad), _AN_OBJECT)
+            return None
+    if type(row) is dict:
+        return row
+    report.line = line
+    report.problem("", shown(row), _AN_OBJECT)
+    return None
 
 
 def read_json(stream: Readable, report: Report) -> Iterator[Row]:

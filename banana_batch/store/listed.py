@@ -152,8 +152,11 @@ class Listed(ABC):
             WHERE later.rowid > first ORDER BY later.rowid
             """
         ):
-            (file, line), first = self._place(found["row"]), self._place(found["first"])
-            yield Problem(file, line, "id", f'"{printable(found["id"], 80)}"', f"unique; first at {first[0]}:{first[1]}")
+            first_file, first_line = self._place(found["first"])
+            yield Problem(
+                *self._place(found["row"]), "id", f'"{printable(found["id"], 80)}"',
+                f"unique; first at {first_file}:{first_line}",
+            )  # fmt: skip
 
     def _collisions(self, names: str) -> Iterator[Problem]:
         """Find file names that are one where a file system folds case or Unicode forms.

@@ -7,10 +7,10 @@ import pytest
 
 from banana_batch.cli import app
 from banana_batch.store import runs
-from banana_batch.store.planning import Planner
+from banana_batch.store.founding import Founder
 
 
-@pytest.mark.parametrize(("where", "what"), [(runs, "begin_run"), (runs, "remember"), (Planner, "apply")])
+@pytest.mark.parametrize(("where", "what"), [(runs, "begin_run"), (runs, "remember"), (Founder, "stage")])
 def test_a_state_that_cannot_be_written_is_the_disk_and_no_bug(
     where: object, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -38,7 +38,7 @@ def test_a_new_state_that_cannot_be_removed_hides_nothing(
         monkeypatch.setattr(Path, "unlink", stays)
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(Planner, "apply", fails)
+    monkeypatch.setattr(Founder, "stage", fails)
     manifest = tmp_path / "jobs.txt"
     manifest.write_text("a cat\n", encoding="utf-8")
     code = app.main(["run", str(manifest), "--sandbox", "-o", str(tmp_path / "out")])

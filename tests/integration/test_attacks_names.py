@@ -1,5 +1,6 @@
 """Names out of other people's text, and folders in which somebody swaps files meanwhile (S7, S8)."""
 
+import contextlib
 import io
 import json
 import unicodedata
@@ -14,9 +15,8 @@ from banana_batch.cli import app
 from banana_batch.errors import ManifestError, OutputError
 from banana_batch.images.names import split_stem
 from banana_batch.manifest.names import complaint
-from banana_batch.models import INDEX_MARK
 from banana_batch.ordering import settle_order
-from banana_batch.planning import looked_at
+from banana_batch.planning import looked_at, made_ready
 from tests.integration.racing import race
 from tests.integration.whole_runs import scratch
 from tests.unit.manifest.suites import NAUGHTY
@@ -97,10 +97,9 @@ def test_every_text_becomes_a_name_inside_the_folder(folder: Path, template: str
         with pytest.raises(ManifestError), looked_at(order):
             pass  # texts whose words are the same: refused, never overwritten
         return
-    with looked_at(order) as prepared:
-        stems = [row[0] for row in prepared.db.execute("SELECT stem FROM planned ORDER BY row")]
-    assert len(stems) == len(texts)
-    names = [stem.replace(INDEX_MARK, f"{index:05d}") for index, stem in enumerate(stems, 1)]
+    with made_ready(order) as prepared, contextlib.closing(prepared.db) as db:
+        names = [row["stem"] for row in db.execute("SELECT stem FROM jobs ORDER BY job")]
+    assert len(names) == len(texts)
     assert len({unicodedata.normalize("NFC", named).casefold() for named in names}) == len(names)
     for index, named in enumerate(names, 1):
         assert complaint(named) is None, named

@@ -6,10 +6,16 @@ import io
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from banana_batch.errors import Problem
 from banana_batch.manifest.encoding import CHUNK_BYTES
+from banana_batch.manifest.formats import Row, read_jsonl
+from banana_batch.manifest.reporting import Report
 from tests.unit.manifest.planning import Plan, plan_files
 
 
@@ -193,3 +199,36 @@ def test_standard_input_is_read_as_the_format_says(tmp_path: Path) -> None:
     planned = plan_files(["-"], tmp_path, stdin=b"prompt\na\nb\n", format="csv")
     assert planned.prompts == ["a", "b"]
     assert planned.jobs[0].file == "-"
+
+
+_TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from('"\\\n\t\x7f\u2028'), max_size=6)
+_NAMES = st.sampled_from(["prompt", "id", 'a"b', "\x7f", "ü"])
+
+
+def _line(pairs: list[tuple[str, Any]], escaped: bool, space: str) -> str:
+    said = ",".join(":".join(json.dumps(part, ensure_ascii=escaped) for part in pair) for pair in pairs)
+    return space.join(["{", said, "}"])
+
+
+_LINES = st.builds(
+    _line,
+    st.lists(st.tuples(_NAMES, _TEXTS | st.sampled_from([1, None, True, [], {}, ["x"]])), max_size=4),
+    st.booleans(),
+    st.sampled_from(["", " ", "\t", "\r"]),
+)
+
+
+@given(
+    line=_LINES, at=st.integers(0, 200), put=st.sampled_from(["", '"', "\\", "\x01", "\\ud83d", "\\u0000", " ", "x"])
+)
+def test_a_line_of_texts_is_read_as_any_other(line: str, at: int, put: str) -> None:
+    """What reads plain objects fast finds what the strict reader finds; doubles and slips are told alike."""
+    line = line[:at] + put + line[at:]
+    quick, strict = (_jsonl(f"{first}\n{line}\n".encode()) for first in ('{"prompt":"plain"}', '{"prompt":1}'))
+    assert quick == strict
+
+
+def _jsonl(data: bytes) -> tuple[list[Row], list[Problem]]:
+    problems: list[Problem] = []
+    _, *rows = read_jsonl(io.BytesIO(data), Report("a.jsonl", problems, []))
+    return rows, problems

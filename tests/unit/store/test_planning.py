@@ -5,10 +5,11 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from banana_batch.errors import Problem
@@ -40,6 +41,9 @@ def row(
     key = hashlib.sha256(request.encode()).digest()[:16]
     named = f"{INDEX_MARK}-{prompt}" if stem is None else stem
     return PlannedJob(id, key, Kind("model", size), request, None, None, meta, named, file, line)
+
+
+_A = row("a").key.hex()[:20]  # the id of a row that gives none
 
 
 def staged(
@@ -122,6 +126,12 @@ def test_what_is_told_of_a_row_names_its_own_file_and_line(db: sqlite3.Connectio
         assert [(bad.file, bad.line, bad.found, bad.allowed) for bad in problems] == told
 
 
+def test_an_id_that_a_row_gives_is_never_numbered(db: sqlite3.Connection) -> None:
+    """Not even one that the same request, in the row before, has of its own."""
+    _, problems = staged(db, [row("a", 1), row("a", 2, _A), row("a", 3)])
+    assert [(bad.line, bad.found) for bad in problems] == [(2, f'"{_A}"')]
+
+
 def test_file_names_that_are_one_are_told(db: sqlite3.Connection) -> None:
     """In another case is the same name: beside another row, and beside an image that the batch has."""
     _, problems = staged(db, [row("a", 1, stem="Fox"), row("b", 2, stem="owl"), row("c", 3, stem="fox")])
@@ -135,7 +145,8 @@ def test_a_refused_first_manifest_leaves_nothing(db: sqlite3.Connection) -> None
     """Neither rows nor a state without its indexes."""
     before = db.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
     _, problems = staged(db, [row("a", 1, "x"), row("b", 2, "x")])
-    assert problems and db.execute("SELECT * FROM jobs").fetchall() == []
+    assert problems
+    assert db.execute("SELECT * FROM jobs").fetchall() == []
     assert db.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall() == before
     planned(db, row("a"))
     assert db.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall() == before
@@ -144,36 +155,39 @@ def test_a_refused_first_manifest_leaves_nothing(db: sqlite3.Connection) -> None
 _ROWS = st.lists(
     st.builds(
         row,
-        prompt=st.sampled_from("abc"),
-        line=st.integers(1, 4),
-        id=st.sampled_from([None, None, "x", "X", hashlib.sha256(b"a").hexdigest()[:20]]),
-        size=st.sampled_from(["1K", "4K"]),
+        prompt=st.sampled_from("aaabc"),
+        line=st.sampled_from([1, 1, 1, 0, 2]),  # from the row before
+        id=st.sampled_from([None, None, None, "x", "X", _A, f"{_A}~2"]),
+        size=st.sampled_from(["1K", "1K", "4K"]),
         stem=st.sampled_from([None, None, "own", "OWN"]),
-        file=st.sampled_from(["a.csv", "b.csv"]),
+        file=st.sampled_from(["a.csv", "a.csv", "b.csv"]),
         meta=st.sampled_from([None, '{"k":"v"}', '{"l":1}']),
     ),
     min_size=1,
     max_size=6,
+).map(
+    lambda rows: [job._replace(line=line) for job, line in zip(rows, accumulate(job.line for job in rows), strict=True)]
 )
 
 
+@example(rows=[row("a", 1), row("a", 2, _A)], default_names=True, reuse=False)
 @given(rows=_ROWS, default_names=st.booleans(), reuse=st.booleans())
 def test_the_first_manifest_is_what_staging_would_make_of_it(
     rows: list[PlannedJob], default_names: bool, reuse: bool
 ) -> None:
     """Written where they stay, the rows come to the same jobs, the same difference and the same complaints."""
-    outcomes = []
+    outcomes: list[object] = []
     for kind in (Founder, Planner):
         with contextlib.closing(nowhere()) as db:
-            listed = kind(db, 5)
+            listed: Listed = kind(db, 5)
             problems = listed.stage(rows, default_names=default_names)
             if problems:
                 outcomes.append((problems, None, []))
                 continue
             difference = listed.difference()
             listed.apply(reuse=reuse)
-            jobs = db.execute("SELECT * FROM jobs JOIN kinds USING (kind) ORDER BY job").fetchall()
-            outcomes.append(([], difference, [tuple(job) for job in jobs]))
+            made = db.execute("SELECT * FROM jobs JOIN kinds USING (kind) ORDER BY job").fetchall()
+            outcomes.append(([], difference, [tuple(job) for job in made]))
     assert outcomes[0] == outcomes[1]
 
 
