@@ -25,7 +25,7 @@ from .waiting import Waiters
 BACKLOG_LIMIT = 20  # contract: past 20 waiting urls, new paid calls pause
 BACKLOG = "backlog"
 OUTAGE = 5  # fetches that fail in a row: the host's trouble, not the images'
-READY_LIMIT = 1000  # a host that is slow, not down: what waits stays bounded
+READY_LIMIT = 256  # a host that is slow, not down: what waits stays bounded, and the memory that it takes
 READY_WAVES = 2  # all calls in flight may end at once: so many times as many images wait without the host being slow
 GONE_LIMIT = 3  # safety.md, section 2: buying on would lose more
 _GONE_HINT = "run sooner after a stop: urls expire; look at the account before going on"

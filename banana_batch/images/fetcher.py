@@ -7,6 +7,7 @@ Rule 3: what a host says of itself (where it redirects to, what it calls its byt
 Rule 4: small images take one hop to the committer; large ones stream through the disk executor first.
 """
 
+import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
@@ -30,6 +31,7 @@ from .parts import PartFailed
 COMMIT_THREADS = 1  # the committer runs one group at a time
 DISK_THREADS = 8
 MAX_GROUP = 128  # images a commit; each has a file open meanwhile
+MAX_WAYS = 64  # images that come at once: the others wait for their group, and need no connection for that
 GATHER_S = 0.02  # images that come one after the other share the folder's sync
 
 
@@ -87,6 +89,7 @@ class ImageFetcher:
             unless_ready.callback(self._folders.close)
             await lock_after_former(self._folders)
             unless_ready.pop_all()
+        self._ways = asyncio.Semaphore(MAX_WAYS)
         self._commits: GroupCommit[Received, Outcome] = GroupCommit(
             self._commit_thread, Committer(self._folders, self._disk).commit, max_group=MAX_GROUP, gather_s=GATHER_S
         )
@@ -118,7 +121,8 @@ class ImageFetcher:
 
     async def _fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
         try:
-            received = await self._downloader.receive(image, self._disk, self._folders)
+            async with self._ways:
+                received = await self._downloader.receive(image, self._disk, self._folders)
         except PartFailed as broken:
             return failures.by_disk(broken.failure)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:

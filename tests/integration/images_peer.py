@@ -19,6 +19,7 @@ class Host:
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
+        self.connections = 0
         self.url = ""
         self.port = 0
         self.hold = asyncio.Event()
@@ -43,6 +44,7 @@ async def host(reply: bytes | Script, *, tls: ssl.SSLContext | None = None) -> A
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
+        made.connections += 1
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             request = await reader.readuntil(b"\r\n\r\n")
             made.requests.append(request)

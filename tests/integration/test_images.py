@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from banana_batch.errors import Exit, OutputError
 from banana_batch.images import bodies, parts
+from banana_batch.images.fetcher import MAX_WAYS
 from banana_batch.images.recovery import adopt, remove_parts
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
 from tests.integration.images_peer import Host, answer, everything, fetching, host
@@ -75,6 +76,33 @@ async def test_many_images_come_over_few_connections(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "images").iterdir()} == {
         f"{index:05d}.png": body for index, body in bodies.items()
     }
+
+
+async def test_however_many_are_asked_for_64_come_at_once(tmp_path: Path) -> None:
+    """The others wait without a connection, and come when one of the first has come."""
+    full = asyncio.Event()
+
+    async def serve(_request: bytes, writer: asyncio.StreamWriter) -> None:
+        if len(peer.requests) == MAX_WAYS:
+            full.set()
+        await peer.hold.wait()
+        writer.write(answer(PNG))
+
+    async with host(serve) as peer, fetching(tmp_path, peer.url) as fetcher:
+        images = [replace(peer.image, index=n, stem=f"{n:05d}-cat") for n in range(1, MAX_WAYS + 37)]
+        fetches = asyncio.gather(*map(fetcher.fetch, images))
+        await full.wait()
+        # Whoever had connected too would have been let in before this one.
+        _, last = await asyncio.open_connection("127.0.0.1", peer.port)
+        while peer.connections <= MAX_WAYS:
+            await asyncio.sleep(0)
+        connections = peer.connections
+        last.close()
+        peer.hold.set()
+        stored = await fetches
+    assert connections == MAX_WAYS + 1
+    assert all(isinstance(image, StoredImage) for image in stored)
+
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])

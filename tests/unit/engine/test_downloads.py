@@ -136,7 +136,7 @@ async def test_more_small_images_than_large_ones(db: Flaky, tmp_path: Path, size
     assert not scene.stops
 
 
-@pytest.mark.parametrize(("calls", "waiting", "held"), [(64, 1000, 0), (64, 1001, 1), (2000, 4000, 0), (2000, 4001, 1)])
+@pytest.mark.parametrize(("calls", "waiting", "held"), [(64, 256, 0), (64, 257, 1), (2000, 4000, 0), (2000, 4001, 1)])
 async def test_calls_are_held_back_when_more_images_wait_than_two_waves_leave(
     db: Flaky, tmp_path: Path, calls: int, waiting: int, held: int
 ) -> None:
