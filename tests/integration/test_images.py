@@ -104,7 +104,6 @@ async def test_however_many_are_asked_for_64_come_at_once(tmp_path: Path) -> Non
     assert all(isinstance(image, StoredImage) for image in stored)
 
 
-
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 async def test_a_large_image_streams_to_the_disk(tmp_path: Path, framing: str) -> None:
     """However its end is marked; hashed while it comes, and no part stays."""
