@@ -61,8 +61,9 @@ def looked_at(order: Order) -> Iterator[Prepared]:
 
     Raises:
         ManifestError: bad rows, or a change that `--on-change` refuses.
+        DiskError: there is no room for what is compared.
     """
-    with contextlib.ExitStack() as stack:
+    with runs.telling_disk(), contextlib.ExitStack() as stack:
         still = not database.in_use(order.out)
         prepared = _look(order, stack, still=still)
         if still and not prepared.fresh and database.in_use(order.out):

@@ -8,9 +8,9 @@ Rule 4: small images take one hop to the committer; large ones stream through th
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -32,6 +32,7 @@ COMMIT_THREADS = 1  # the committer runs one group at a time
 DISK_THREADS = 8
 MAX_GROUP = 128  # images a commit; each has a file open meanwhile
 MAX_WAYS = 64  # images that come at once: the others wait for their group, and need no connection for that
+PATIENCE_S = 0.5  # a host that is silent must not keep the images of others waiting: they come all the same then
 GATHER_S = 0.02  # images that come one after the other share the folder's sync
 
 
@@ -119,9 +120,22 @@ class ImageFetcher:
             return replace(outcome, message=self._redact(outcome.message))
         return replace(outcome, warning=self._redact(outcome.warning)) if outcome.warning else outcome
 
+    @asynccontextmanager
+    async def _way(self) -> AsyncIterator[None]:
+        """Wait until fewer images come, but not for long."""
+        held = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S if self._ways.locked() else None):
+                held = await self._ways.acquire()
+        try:
+            yield
+        finally:
+            if held:
+                self._ways.release()
+
     async def _fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
         try:
-            async with self._ways:
+            async with self._way():
                 received = await self._downloader.receive(image, self._disk, self._folders)
         except PartFailed as broken:
             return failures.by_disk(broken.failure)

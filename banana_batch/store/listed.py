@@ -129,7 +129,10 @@ class Listed(ABC):
         return found["file"], found["line"] + row - found["row"]
 
     def _number_repeated(self) -> None:
-        """Name the second, third … row with the same request `~2`, `~3` …, in the manifest's order."""
+        """Name the second, third … row with the same request `~2`, `~3` …, in the manifest's order.
+
+        OR ROLLBACK: to undo this alone SQLite would keep every page that it touches, in memory for a new batch.
+        """
         table = self._table
         self._db.execute(
             f"""
@@ -138,7 +141,7 @@ class Listed(ABC):
               SELECT rowid AS row, row_number() OVER (PARTITION BY key ORDER BY rowid) AS nth FROM {table} AS named
               WHERE id IN (SELECT id FROM repeated) AND NOT (
                 SELECT given FROM places WHERE places.row <= named.rowid ORDER BY places.row DESC LIMIT 1))
-            UPDATE {table} SET id = {table}.id || '~' || nth FROM numbered
+            UPDATE OR ROLLBACK {table} SET id = {table}.id || '~' || nth FROM numbered
             WHERE {table}.rowid = numbered.row AND nth > 1
             """
         )

@@ -26,6 +26,21 @@ def test_a_state_that_cannot_be_written_is_the_disk_and_no_bug(
     assert "database or disk is full" in capfd.readouterr().err
 
 
+def test_a_plan_without_room_is_the_disk_and_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What it compares lies in a file of SQLite's own: 74 where that can't grow."""
+
+    def fails(*arguments: object, **options: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Founder, "stage", fails)
+    manifest = tmp_path / "jobs.txt"
+    manifest.write_text("a cat\n", encoding="utf-8")
+    assert app.main(["plan", str(manifest)]) == 74
+    assert "database or disk is full" in capfd.readouterr().err
+
+
 def test_a_new_state_that_cannot_be_removed_hides_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
