@@ -76,13 +76,12 @@ def _look(order: Order, stack: contextlib.ExitStack, *, still: bool) -> Prepared
     fresh = not database.exists(order.out)
     opened = database.nowhere() if fresh else database.open_reader(order.out, still=still)
     db = stack.enter_context(contextlib.closing(opened))
-    if not fresh:
-        refuse_the_past(db, order.out)
     prepared = Prepared(db, Difference(), fresh=fresh)
     if fresh:
         with contextlib.closing(database.nowhere()) as scratch:
             _stage(order, prepared, Founder(scratch, order.manifests.index_width))
     else:
+        refuse_the_past(db, order.out)
         _stage(order, prepared, Planner(db, order.manifests.index_width))
         _check_side(db, order)
     return prepared

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable
 
 from banana_batch.errors import Problem
-from banana_batch.models import Kind, PlannedJob
+from banana_batch.models import PlannedJob
 
 from .difference import Difference, KindCount
 from .listed import Listed, stem_sql
@@ -28,6 +28,7 @@ class Founder(Listed):
         super().__init__(
             db,
             "jobs",
+            "kinds",
             "INSERT INTO jobs (job, id, position, key, kind, stem, request, refs, unsent, meta) VALUES"
             f" (?1, ?2, ?1, ?3, ?4, {stem_sql('?5', '?1', index_width)}, ?6, nullif(?7, ''), nullif(?8, ''),"
             " nullif(?9, ''))",
@@ -76,10 +77,6 @@ class Founder(Listed):
             except sqlite3.IntegrityError:
                 return list(self._repeated_ids())
         return []
-
-    def _add_kind(self, kind: Kind, number: int) -> None:
-        values = number, kind.model, kind.image_size
-        self._db.execute("INSERT INTO kinds (kind, model, image_size) VALUES (?, ?, ?)", values)
 
     def difference(self) -> Difference:
         """See Listed: all is new."""

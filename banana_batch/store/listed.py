@@ -32,13 +32,15 @@ class Listed(ABC):
     Args:
         db: The connection.
         table: Where they go; it has `id`, `key` and `meta`.
+        kinds: Where the kinds are named that they have.
         insert: How: ?1 place, ?2 id, ?3 key, ?4 kind, ?5 stem, ?6 request, ?7 refs, ?8 unsent, ?9 meta. An empty text
             stands for none in the last three: binding NULL takes longer than the text.
     """
 
-    def __init__(self, db: sqlite3.Connection, table: str, insert: str) -> None:
+    def __init__(self, db: sqlite3.Connection, table: str, kinds: str, insert: str) -> None:
         self._db = db
         self._table = table
+        self._name_kind = f"INSERT INTO {kinds} (kind, model, image_size) VALUES (?, ?, ?)"
         self._insert = insert
         self._kinds: dict[Kind, int] = {}
         self._rows: Counter[int] = Counter()
@@ -72,10 +74,6 @@ class Listed(ABC):
         Raises:
             sqlite3.Error: nothing was changed.
         """
-
-    @abstractmethod
-    def _add_kind(self, kind: Kind, number: int) -> None:
-        """Name a kind that the next row has."""
 
     def _take(self, jobs: Iterable[PlannedJob]) -> None:
         self._db.executemany(self._insert, self._records(jobs))
@@ -114,7 +112,7 @@ class Listed(ABC):
         number = self._kinds.get(kind)
         if number is None:
             number = self._kinds[kind] = len(self._kinds) + 1
-            self._add_kind(kind, number)
+            self._db.execute(self._name_kind, (number, kind.model, kind.image_size))
         return number
 
     def _note(self, places: list[tuple[int, str, int, bool]]) -> None:

@@ -38,6 +38,7 @@ class Planner(Listed):
         super().__init__(
             db,
             "planned",
+            "planned_kinds",
             "INSERT INTO planned (row, id, key, kind, stem, request, refs, unsent, meta)"
             " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )
@@ -72,10 +73,6 @@ class Planner(Listed):
                 )
         self._db.execute("COMMIT")
         return problems
-
-    def _add_kind(self, kind: Kind, number: int) -> None:
-        values = number, kind.model, kind.image_size
-        self._db.execute("INSERT INTO planned_kinds VALUES (?, ?, ?, NULL)", values)
 
     def _match(self) -> None:
         """Give each row its job: the known one with its id, or the next free index."""

@@ -10,16 +10,16 @@ from banana_batch.store import runs
 from banana_batch.store.founding import Founder
 
 
+def full(*arguments: object, **options: object) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
+
+
 @pytest.mark.parametrize(("where", "what"), [(runs, "begin_run"), (runs, "remember"), (Founder, "stage")])
 def test_a_state_that_cannot_be_written_is_the_disk_and_no_bug(
     where: object, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Wherever in a run SQLite meets a full or broken disk: 74 with a message, not 70."""
-
-    def fails(*arguments: object, **options: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(where, what, fails)
+    monkeypatch.setattr(where, what, full)
     manifest = tmp_path / "jobs.txt"
     manifest.write_text("a cat\n", encoding="utf-8")
     assert app.main(["run", str(manifest), "--sandbox", "-o", str(tmp_path / "out")]) == 74
@@ -30,11 +30,7 @@ def test_a_plan_without_room_is_the_disk_and_no_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What it compares lies in a file of SQLite's own: 74 where that can't grow."""
-
-    def fails(*arguments: object, **options: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(Founder, "stage", fails)
+    monkeypatch.setattr(Founder, "stage", full)
     manifest = tmp_path / "jobs.txt"
     manifest.write_text("a cat\n", encoding="utf-8")
     assert app.main(["plan", str(manifest)]) == 74

@@ -12,7 +12,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from banana_batch.errors import Exit, OutputError
-from banana_batch.images import bodies, fetcher, parts
+from banana_batch.images import bodies, parts
 from banana_batch.images.fetcher import MAX_WAYS
 from banana_batch.images.recovery import adopt, remove_parts
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
@@ -80,7 +80,7 @@ async def test_many_images_come_over_few_connections(tmp_path: Path) -> None:
 
 async def test_however_many_are_asked_for_64_come_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others wait without a connection, and come when one of the first has come."""
-    monkeypatch.setattr(fetcher, "PATIENCE_S", 60.0)
+    monkeypatch.setattr("banana_batch.images.fetcher.PATIENCE_S", 60.0)
     full = asyncio.Event()
 
     async def serve(_request: bytes, writer: asyncio.StreamWriter) -> None:
@@ -89,9 +89,9 @@ async def test_however_many_are_asked_for_64_come_at_once(tmp_path: Path, monkey
         await peer.hold.wait()
         writer.write(answer(PNG))
 
-    async with host(serve) as peer, fetching(tmp_path, peer.url) as fetches_from:
+    async with host(serve) as peer, fetching(tmp_path, peer.url) as fetcher:
         images = [replace(peer.image, index=n, stem=f"{n:05d}-cat") for n in range(1, MAX_WAYS + 37)]
-        fetches = asyncio.gather(*map(fetches_from.fetch, images))
+        fetches = asyncio.gather(*map(fetcher.fetch, images))
         await full.wait()
         # Whoever had connected too would have been let in before this one.
         _, last = await asyncio.open_connection("127.0.0.1", peer.port)
@@ -113,10 +113,10 @@ async def test_a_silent_host_does_not_keep_the_images_of_others_waiting(tmp_path
             await peer.hold.wait()
         writer.write(answer(PNG))
 
-    async with host(serve) as peer, fetching(tmp_path, peer.url) as fetches_from:
+    async with host(serve) as peer, fetching(tmp_path, peer.url) as fetcher:
         silent = [replace(peer.image, index=n, url=f"{peer.url}/silent/{n}.png") for n in range(2, MAX_WAYS + 2)]
-        waiting = asyncio.gather(*map(fetches_from.fetch, silent))
-        assert isinstance(await fetches_from.fetch(peer.image), StoredImage)
+        waiting = asyncio.gather(*map(fetcher.fetch, silent))
+        assert isinstance(await fetcher.fetch(peer.image), StoredImage)
         assert not waiting.done()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
