@@ -22,7 +22,7 @@ from banana_batch.models import FetchFailed, PaidImage, StoredImage
 from banana_batch.text import bytes_text
 
 from . import failures, names
-from .files import hash_open, move, open_file, remove_part, set_aside, write_part
+from .files import hash_open, move, open_file, remove_part, set_aside, sync_part, write_part
 from .folders import Folders
 from .oddities import oddities
 from .sums import sha256
@@ -196,7 +196,7 @@ def _sync_slice(written: Sequence[_Prepared]) -> None:
         if one.fd is None:
             continue
         try:
-            os.fsync(one.fd)
+            sync_part(one.fd)
         except OSError as failure:
             one.broken = failure
         finally:

@@ -8,9 +8,9 @@ Rule 4: small images take one hop to the committer; large ones stream through th
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -120,23 +120,26 @@ class ImageFetcher:
             return replace(outcome, message=self._redact(outcome.message))
         return replace(outcome, warning=self._redact(outcome.warning)) if outcome.warning else outcome
 
-    @asynccontextmanager
-    async def _way(self) -> AsyncIterator[None]:
-        """Wait until fewer images come, but not for long."""
-        held = False
+    async def _way(self) -> bool:
+        """Wait until fewer images come, but not for long; tell whether a way is held, which is to be given back."""
+        if not self._ways.locked():
+            return await self._ways.acquire()
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S if self._ways.locked() else None):
-                held = await self._ways.acquire()
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._ways.acquire()
+        return False
+
+    async def _receive(self, image: PaidImage) -> Received | FetchFailed:
+        held = await self._way()
         try:
-            yield
+            return await self._downloader.receive(image, self._disk, self._folders)
         finally:
             if held:
                 self._ways.release()
 
     async def _fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
         try:
-            async with self._way():
-                received = await self._downloader.receive(image, self._disk, self._folders)
+            received = await self._receive(image)
         except PartFailed as broken:
             return failures.by_disk(broken.failure)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiofiles.threadpool import wrap
 
 from .committer import Sealed
-from .files import create_part, remove_part, require_room, write_all
+from .files import create_part, remove_part, require_room, sync_part, write_all
 from .folders import Folders
 from .verify import Examination
 
@@ -105,7 +105,7 @@ class StreamedPart(BufferedIOBase):
             OSError: the disk is full or broken.
         """
         with self._busy:
-            os.fsync(self._fd)
+            sync_part(self._fd)
             self.close()
             return Sealed(self._written, self._hash.hexdigest(), self._examination.end())
 

@@ -17,6 +17,7 @@ LONGEST_S = 900.0
 BUSY_SHARE = 0.15  # of the machine, taken by others: more, and a figure says nothing
 _LOOK_S = 0.1
 _TICKS = os.sysconf("SC_CLK_TCK")
+_FORKED_ONLY = 0x40  # Linux' PF_FORKNOEXEC: a process between its fork and the start of its program
 
 
 @dataclass(slots=True)
@@ -145,6 +146,9 @@ def _watch(pid: int, began_s: float, rss: list[tuple[float, int]]) -> None:
 
 
 def _pages(pid: int) -> int:
+    flags = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6])
+    if flags & _FORKED_ONLY:
+        return 0  # its memory is still its parent's, and counted there
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
 
 

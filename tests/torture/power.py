@@ -62,8 +62,8 @@ def parts_unsynced() -> None:
         def __getattr__(self, name: str) -> object:
             return (lambda descriptor: None) if name == "fsync" else getattr(os, name)
 
-    vars(committer)["os"] = Lazy()
-    vars(files)["_begin_writing"] = None
+    vars(committer)["os"] = vars(files)["os"] = Lazy()
+    vars(files)["_advise"] = None
 
 
 MUTANTS: dict[str, Callable[[], None] | None] = {"none": None, "normal": state_unsynced, "unsynced": parts_unsynced}

@@ -115,8 +115,25 @@ def test_the_order_of_the_steps_is_the_promised_one(commit: Commit, monkeypatch:
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "link", linked)
     monkeypatch.setattr(os, "unlink", unlinked)
+    monkeypatch.setattr(files, "_advise", lambda *_: steps.append("advise"))
     commit(received(PNG))
-    assert steps == ["sync part", "link", "unlink", "sync folder"]
+    # The first advice has the writing begun, the second lets its memory go, which it can only once that has ended.
+    assert steps == ["advise", "sync part", "advise", "link", "unlink", "sync folder"]
+
+
+def test_memory_that_is_not_let_go_costs_no_image(commit: Commit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is durable by then."""
+
+    advised: set[int] = set()
+
+    def refuses_the_second(fd: int, *_: int) -> None:
+        if fd in advised:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        advised.add(fd)
+
+    monkeypatch.setattr(files, "_advise", refuses_the_second)
+    [stored] = commit(received(PNG))
+    assert isinstance(stored, StoredImage)
 
 
 def test_a_taken_name_is_never_overwritten(commit: Commit, tmp_path: Path) -> None:
