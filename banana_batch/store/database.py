@@ -68,7 +68,7 @@ class Unborn:
 
     So a bad manifest leaves nothing behind, and a state file that is empty or half made is never ours.
 
-    Raises (on entering):
+    Each of its methods but `discard` raises:
         OutputError: the folder or the file can't be made.
         SettingsError: the file system can't hold a durable SQLite file.
         DiskError: full, or broken.
@@ -80,16 +80,16 @@ class Unborn:
 
     def open(self) -> sqlite3.Connection:
         """Return a connection to the new state, to be planned into."""
+        _refuse_remote(self._out)
         with _telling_disk(self._out):
             for leftover in self._files():
                 leftover.unlink(missing_ok=True)
             os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             db = _connect(self._file)
-            _make_durable(db, self._out)
-            _make_schema(db)
             # Until it has its name, nothing of it has to outlast a crash: the plan is written once, not to a log first.
             db.execute("PRAGMA journal_mode = MEMORY")
             db.execute("PRAGMA synchronous = OFF")
+            _make_schema(db)
             return db
 
     def publish(self, db: sqlite3.Connection) -> sqlite3.Connection:
@@ -278,13 +278,17 @@ def _uri_path(path: Path) -> str:
     return str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
-def _make_durable(db: sqlite3.Connection, out: Path) -> None:
+def _refuse_remote(out: Path) -> None:
     remote = remote_kind(out)
     if remote is not None:
         raise SettingsError(
             f"{out}: lies on {remote}, another machine's disk, where a state file can't be kept safely",
             "choose an output folder on a local disk: -o DIR",
         )
+
+
+def _make_durable(db: sqlite3.Connection, out: Path) -> None:
+    _refuse_remote(out)
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     db.execute("PRAGMA synchronous = FULL")
     level = db.execute("PRAGMA synchronous").fetchone()[0]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from banana_batch.errors import Exit, ManifestError
+from banana_batch.errors import Exit, ManifestError, SettingsError
 from banana_batch.images.names import FOLDER_SIZE
-from banana_batch.store import evidence
+from banana_batch.store import database, evidence
 from tests.acceptance.command import command
 from tests.integration.whole_runs import Gateway, gateway, run_batch, scratch
 from tests.torture import corrupt
@@ -195,6 +195,23 @@ async def test_a_batch_with_its_log_elsewhere_goes_on(out: Path) -> None:
         for limit in (1, 1, None):
             left = await run_batch(out, peer.url, ["a", "b", "c"], limit=limit, log_file=str(out.parent / "night.log"))
     assert (left.exit, sorted(peer.posts)) == (Exit.DONE, ["a", "b", "c"])
+
+
+async def test_a_disk_that_cannot_hold_a_state_durably_is_left_as_it_was(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems have no write-ahead log. That shows once the plan is whole, before anything is sent."""
+
+    def refuses(_db: sqlite3.Connection, folder: Path) -> None:
+        raise SettingsError(f"{folder}: this file system can't hold a durable state file", "choose another")
+
+    async with gateway() as peer:
+        with monkeypatch.context() as patched:
+            patched.setattr(database, "_make_durable", refuses)
+            with pytest.raises(SettingsError, match="can't hold a durable state file"):
+                await run_batch(out, peer.url, ["a"])
+        assert (list(peer.posts), out.exists()) == ([], False)
+        assert (await run_batch(out, peer.url, ["a"])).exit is Exit.DONE
 
 
 def test_folders_of_images_are_counted_alike() -> None:
