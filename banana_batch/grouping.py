@@ -21,7 +21,7 @@ class GroupCommit(Generic[Item, Result]):
     """Runs `commit(items)` on an executor, for whatever was put since the last group.
 
     Args:
-        executor: Where `commit` runs; it must run one call at a time.
+        executor: Where `commit` runs, one call at a time.
         commit: Takes a group, returns a result or an exception for each item, in order. What it raises
             goes to every caller of the group.
         abandoned: Called on the loop's thread with an item and its result, where its caller was cancelled while

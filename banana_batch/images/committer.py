@@ -7,7 +7,7 @@ Rule 1: a final name is given only to whole, synced bytes; what holds no whole i
         when the same bytes came twice.
 Rule 2: a name that is taken is not ours: both are kept, ours in `conflicts/`. Unless the bytes are the same: then
         it is ours, from a run that was killed before it could record it.
-Rule 3: `commit` runs on one thread; the slow part (fsync) fans out over the disk executor.
+Rule 3: `commit` runs once at a time; the slow part (fsync) fans out over the threads of its own executor.
 """
 
 import os
@@ -88,12 +88,12 @@ class Committer:
 
     Args:
         folders: Where images go.
-        disk: Runs the slices of a group; nothing on it may wait for `commit`.
+        executor: Of SLICES threads, one for `commit` and the others for what that fans out.
     """
 
-    def __init__(self, folders: Folders, disk: Executor) -> None:
+    def __init__(self, folders: Folders, executor: Executor) -> None:
         self._folders = folders
-        self._disk = disk
+        self._executor = executor
 
     def commit(self, group: Sequence[Received]) -> list[Outcome | BaseException]:
         """Store a group; return what became of each, in order. Blocks."""
@@ -125,10 +125,15 @@ class Committer:
     def _sync_parts(self, written: Sequence[_Prepared]) -> None:
         """Sync and close small parts, several at once: a disk is fast when it has much to do."""
         width = min(SLICES, len(written))
-        others = [self._disk.submit(_sync_slice, written[start::width]) for start in range(1, width)]
-        _sync_slice(written[0 :: width or 1])
-        for other in others:
-            other.result()
+        slices = [written[start::width] for start in range(width)]
+        others = [self._executor.submit(_sync_slice, part) for part in slices[1:]]
+        for part in slices[:1]:
+            _sync_slice(part)
+        for part, other in zip(slices[1:], others, strict=True):
+            if other.cancel():  # no thread was free for it
+                _sync_slice(part)
+            else:
+                other.result()
 
     def _place(self, prepared: _Prepared | FetchFailed) -> _Placed | FetchFailed | BananaError:
         if isinstance(prepared, FetchFailed):

@@ -22,14 +22,14 @@ from banana_batch.models import FetchFailed, PaidImage, StoredImage
 from banana_batch.secret import NO_SECRET, Secret
 
 from . import classify, failures
-from .committer import Committer, Outcome, Received
+from .committer import SLICES, Committer, Outcome, Received
 from .download import ConnectorFactory, Downloader, tcp_connector
 from .folders import Folders, lock_after_former
 from .guard import Blocked, UrlRules
 from .parts import PartFailed
 
-COMMIT_THREADS = 1  # the committer runs one group at a time
-DISK_THREADS = 8
+COMMIT_THREADS = SLICES  # the committer runs one group at a time, and its slices beside it
+DISK_THREADS = 8  # large images that are written at once
 MAX_GROUP = 128  # images a commit; each has a file open meanwhile
 MAX_WAYS = 64  # images that come at once: the others wait for their group, and need no connection for that
 PATIENCE_S = 0.5  # a host that is silent must not keep the images of others waiting: they come all the same then
@@ -45,8 +45,8 @@ class ImageFetcher:
         allow_hosts: Each `--allow-host`.
         proxy: `--proxy`.
         ca_file: `--ca-file`.
-        committer: Executor of COMMIT_THREADS thread.
-        disk: Executor of about DISK_THREADS threads; never the same as `committer`, unless it runs inline.
+        committer: Executor of about COMMIT_THREADS threads.
+        disk: Executor of about DISK_THREADS threads.
         connector: Makes the connectors; a simulation hands in its own.
         secret: Is kept out of whatever hosts say.
         held: Descriptors of `out` and of its `images/`, from whoever opened and locked them.
@@ -78,7 +78,7 @@ class ImageFetcher:
         self._ca_file = ca_file
         self._connector = connector
         self._redact = secret.redact
-        self._commit_thread = committer
+        self._committer = committer
         self._disk = disk
         self._held = held
 
@@ -92,7 +92,7 @@ class ImageFetcher:
             unless_ready.pop_all()
         self._ways = asyncio.Semaphore(MAX_WAYS)
         self._commits: GroupCommit[Received, Outcome] = GroupCommit(
-            self._commit_thread, Committer(self._folders, self._disk).commit, max_group=MAX_GROUP, gather_s=GATHER_S
+            self._committer, Committer(self._folders, self._committer).commit, max_group=MAX_GROUP, gather_s=GATHER_S
         )
         return self
 

@@ -237,6 +237,28 @@ async def _unread(made: Watched) -> None:
             await asyncio.sleep(LOOK_S)
 
 
+async def test_its_threads_keep_to_one_processor_but_those_that_stream(tmp_path: Path) -> None:
+    """Small images are a matter of turns in one interpreter; large ones are hashed beside it."""
+
+    async def either(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(contract.LARGE if b"large" in request else PNG))
+
+    def allowed(process: int) -> list[set[int]]:
+        return [os.sched_getaffinity(int(thread.name)) for thread in Path(f"/proc/{process}/task").iterdir()]
+
+    everywhere = os.sched_getaffinity(0)
+    async with host(either) as peer, watched(tmp_path, peer, made=Ready) as made:
+        stored = await asyncio.gather(*(made.fetch(image(peer, index)) for index in range(1, 20)))
+        small = allowed(made.process.pid)
+        large = replace(image(peer, 20), url=f"{peer.url}/large.png")
+        stored.append(await made.fetch(large))
+        both = allowed(made.process.pid)
+    assert all(isinstance(one, StoredImage) for one in stored)
+    assert len(small) > 2
+    assert [len(processors) for processors in small] == [1] * len(small)
+    assert everywhere in both
+
+
 async def test_what_it_had_named_when_it_died_is_known(tmp_path: Path) -> None:
     """The image has its name, the answer never came: the same bytes are ours, no conflict."""
     async with host(answer(PNG)) as peer, watched(tmp_path, peer) as made:
