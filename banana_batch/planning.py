@@ -129,6 +129,7 @@ def _born(order: Order) -> Prepared:
         founder.apply(reuse=order.settings.dedupe == "reuse")
         runs.remember(db, SIDE, IN_SANDBOX if order.settings.sandbox else LIVE)
         _remember_manifest(order, db)
+        unborn.prove(db)
         set_log_aside(order.out)
         prepared.db = unborn.publish(db)
     except BaseException:

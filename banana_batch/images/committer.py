@@ -10,9 +10,12 @@ Rule 2: a name that is taken is not ours: both are kept, ours in `conflicts/`. U
 Rule 3: `commit` runs once at a time; the slow part (fsync) fans out over the threads of its own executor.
 """
 
+import errno
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -64,7 +67,7 @@ class _Prepared(Struct):
     """A part that waits for its name.
 
     Attributes:
-        fd: Of a small part until it is synced; a streamed one comes synced and closed.
+        fd: Of a small part until somebody syncs it; a streamed one comes synced and closed.
         broken: Why it could not be synced.
     """
 
@@ -72,6 +75,7 @@ class _Prepared(Struct):
     finding: Whole | NotWhole
     sha256: str
     bytes: int
+    synced: bool
     fd: int | None = None
     broken: OSError | None = None
 
@@ -107,9 +111,9 @@ class Committer:
     def _prepare(self, received: Received) -> _Prepared | FetchFailed:
         body = received.body
         if isinstance(body, Sealed):
-            prepared = _Prepared(received, body.finding, body.sha256, body.bytes)
+            prepared = _Prepared(received, body.finding, body.sha256, body.bytes, synced=True)
         else:
-            prepared = _Prepared(received, examine(body), sha256(body), len(body))
+            prepared = _Prepared(received, examine(body), sha256(body), len(body), synced=False)
         failure = _refused(prepared)
         if failure is not None:
             if isinstance(body, Sealed):
@@ -125,22 +129,19 @@ class Committer:
     def _sync_parts(self, written: Sequence[_Prepared]) -> None:
         """Sync and close small parts, several at once: a disk is fast when it has much to do."""
         width = min(SLICES, len(written))
-        slices = [written[start::width] for start in range(width)]
-        others = [self._executor.submit(_sync_slice, part) for part in slices[1:]]
-        for part in slices[:1]:
-            _sync_slice(part)
-        for part, other in zip(slices[1:], others, strict=True):
-            if other.cancel():  # no thread was free for it
-                _sync_slice(part)
-            else:
-                other.result()
+        slices = [_Slice(written[start::width]) for start in range(width)]
+        with suppress(RuntimeError):  # no thread can be had: all is done by this one
+            for part in slices[1:]:
+                self._executor.submit(part.sync)
+        for part in slices:
+            part.sync()
 
     def _place(self, prepared: _Prepared | FetchFailed) -> _Placed | FetchFailed | BananaError:
         if isinstance(prepared, FetchFailed):
             return prepared
         try:
-            if prepared.broken is not None:
-                raise prepared.broken
+            if not prepared.synced:
+                raise prepared.broken or OSError(errno.EIO, os.strerror(errno.EIO))
             return self._name(prepared)
         except OSError as broken:
             remove_part(self._folders.images, prepared.received.image.index)
@@ -196,17 +197,32 @@ class Committer:
         return broken
 
 
-def _sync_slice(written: Sequence[_Prepared]) -> None:
-    for one in written:
-        if one.fd is None:
-            continue
-        try:
-            sync_part(one.fd)
-        except OSError as failure:
-            one.broken = failure
-        finally:
-            os.close(one.fd)
-            one.fd = None
+class _Slice:
+    """Parts of a group that one thread syncs: the first that comes to it. Any other waits for it to be done."""
+
+    def __init__(self, written: Sequence[_Prepared]) -> None:
+        self._left = list(written)
+        self._lock = threading.Lock()
+
+    def sync(self) -> None:
+        """Sync and close what is left."""
+        with self._lock:
+            while self._left:
+                _sync(self._left.pop())
+
+
+def _sync(one: _Prepared) -> None:
+    fd, one.fd = one.fd, None
+    if fd is None:
+        return
+    try:
+        sync_part(fd)
+        one.synced = True
+    except OSError as failure:
+        one.broken = failure
+    finally:
+        with suppress(OSError):  # what is synced is durable
+            os.close(fd)
 
 
 def _holds(folder: int, file: str, prepared: _Prepared) -> bool:

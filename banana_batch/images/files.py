@@ -82,8 +82,7 @@ def write_part(images: int, index: int, body: bytes) -> int:
     fd = create_part(images, index)
     try:
         write_all(fd, body)
-        if _advise is not None:
-            _advise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        _spare_memory(fd)
     except OSError:
         os.close(fd)
         remove_part(images, index)
@@ -101,8 +100,13 @@ def sync_part(fd: int) -> None:
         OSError: the disk is full or broken.
     """
     os.fsync(fd)
+    _spare_memory(fd)
+
+
+def _spare_memory(fd: int) -> None:
+    """Say that what is in a file is not read soon: the system begins to write it, and lets go of what is written."""
     if _advise is not None:
-        with suppress(OSError):  # it is durable, wherever its bytes lie besides
+        with suppress(OSError):  # an advice, which a system may not take
             _advise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 

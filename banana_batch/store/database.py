@@ -80,22 +80,34 @@ class Unborn:
 
     def open(self) -> sqlite3.Connection:
         """Return a connection to the new state, to be planned into."""
+        _refuse_old_sqlite()
         _refuse_remote(self._out)
         with _telling_disk(self._out):
             for leftover in self._files():
                 leftover.unlink(missing_ok=True)
             os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             db = _connect(self._file)
-            # Until it has its name, nothing of it has to outlast a crash: the plan is written once, not to a log first.
-            db.execute("PRAGMA journal_mode = MEMORY")
-            db.execute("PRAGMA synchronous = OFF")
-            _make_schema(db)
+            try:
+                # Until it has its name, nothing of it has to outlast a crash: the plan is written once, and to no log.
+                db.execute("PRAGMA journal_mode = MEMORY")
+                db.execute("PRAGMA synchronous = OFF")
+                _make_schema(db)
+            except BaseException:
+                self.discard(db)
+                raise
             return db
+
+    def prove(self, db: sqlite3.Connection) -> None:
+        """See that the state can be kept here durably, while it has no name yet."""
+        with _telling_disk(self._out):
+            _make_durable(db, self._out)
+            # The log is opened by what needs it first, and may turn out only then not to be had.
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("ROLLBACK")
 
     def publish(self, db: sqlite3.Connection) -> sqlite3.Connection:
         """Give the state its name, durably; return the connection that goes on with it."""
         with _telling_disk(self._out):
-            _make_durable(db, self._out)
             db.close()
             sync_file(self._file)
             self._file.rename(state_path(self._out))

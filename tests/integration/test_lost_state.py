@@ -210,7 +210,12 @@ async def test_a_disk_that_cannot_hold_a_state_durably_is_left_as_it_was(
             patched.setattr(database, "_make_durable", refuses)
             with pytest.raises(SettingsError, match="can't hold a durable state file"):
                 await run_batch(out, peer.url, ["a"])
-        assert (list(peer.posts), out.exists()) == ([], False)
+            assert not out.exists()
+            out.mkdir(0o700)
+            (out / LOG).write_text('{"event":"sent","attempt":3}\n')
+            with pytest.raises(SettingsError):
+                await run_batch(out, peer.url, ["a"])
+        assert (list(peer.posts), [path.name for path in out.iterdir()]) == ([], [LOG])
         assert (await run_batch(out, peer.url, ["a"])).exit is Exit.DONE
 
 

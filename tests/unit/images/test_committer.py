@@ -4,6 +4,8 @@ import errno
 import hashlib
 import os
 import stat
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -21,6 +23,8 @@ from banana_batch.images.folders import Folders
 from banana_batch.images.parts import StreamedPart
 from banana_batch.models import KEPT_FREE_BYTES, FetchFailed, PaidImage, StoredImage
 from tests.unit.images.samples import WHOLE, png
+
+BOUND_S = 20.0
 
 PNG = WHOLE["png"][1]
 
@@ -466,6 +470,77 @@ def test_a_group_may_be_larger_than_the_disk_pool(commit: Commit) -> None:
     """Slices share the pool and none waits for the committer itself."""
     outcomes = commit(*(received(PNG, paid(index)) for index in range(1, committer_module.SLICES * 5)))
     assert all(isinstance(one, StoredImage) for one in outcomes)
+
+
+class Exhausted(ThreadPoolExecutor):
+    """A pool whose second piece of work finds no thread to be had, though it may still be done by the first one."""
+
+    asked = 0
+
+    def submit(self, *work: Any, **given: Any) -> Any:
+        """See Executor."""
+        self.asked += 1
+        made = super().submit(*work, **given)
+        if self.asked > 1:
+            raise RuntimeError("can't start new thread")
+        return made
+
+
+def test_each_part_is_synced_once_before_it_gets_its_name(opened: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads there are for it; what they have not come to by then is waited for."""
+    synced: Counter[int] = Counter()
+    ours_done = threading.Event()
+    sync, link = os.fsync, os.link
+    committing = threading.get_ident()
+
+    def watched(fd: int) -> None:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode):
+            if threading.get_ident() != committing:
+                assert ours_done.wait(BOUND_S)
+            synced[status.st_ino] += 1
+            if threading.get_ident() == committing:
+                ours_done.set()
+        sync(fd)
+
+    def named(name: str, *names: str, src_dir_fd: int, **where: Any) -> None:
+        assert synced[os.stat(name, dir_fd=src_dir_fd).st_ino] == 1
+        link(name, *names, src_dir_fd=src_dir_fd, **where)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(os, "link", named)
+    index = 0
+    for pool in (*(ThreadPoolExecutor(threads) for threads in (1, 2, 3, 8)), Exhausted(2)):
+        for size in (1, 2, 7, 8, 9, 40):
+            open_before = len(os.listdir("/proc/self/fd"))
+            group = [received(PNG, paid(index := index + 1)) for _ in range(size)]
+            assert all(isinstance(one, StoredImage) for one in Committer(opened, pool).commit(group))
+            assert len(os.listdir("/proc/self/fd")) == open_before
+            assert (sum(synced.values()), set(synced.values())) == (size, {1})
+            synced.clear()
+            ours_done.clear()
+        pool.shutdown()
+
+
+def test_what_was_not_synced_gets_no_name(commit: Commit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever kept it from that, and wherever that was told."""
+    committing = threading.get_ident()
+    failed = threading.Event()
+    sync = files.sync_part
+
+    def fails(fd: int) -> None:
+        if threading.get_ident() != committing:
+            failed.set()
+            raise MemoryError
+        assert failed.wait(BOUND_S)
+        sync(fd)
+
+    monkeypatch.setattr(committer_module, "sync_part", fails)
+    outcomes = commit(*(received(PNG, paid(index)) for index in range(1, 40)))
+    stored = [one for one in outcomes if isinstance(one, StoredImage)]
+    assert everything(tmp_path) == {one.path for one in stored}
+    assert 0 < len(stored) < len(outcomes)
+    assert all(isinstance(one, StoredImage | FetchFailed) for one in outcomes)
 
 
 def test_a_folder_that_another_process_makes_meanwhile_is_ours_too(

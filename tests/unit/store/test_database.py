@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
 
-from banana_batch.errors import ManifestError
+from banana_batch.errors import DiskError, ManifestError, SettingsError
 from banana_batch.store import database
 
 
@@ -26,14 +27,44 @@ def test_a_new_state_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monke
     unborn = database.Unborn(tmp_path)
     db = unborn.open()
     db.execute("INSERT INTO batch VALUES ('side', 'live')")
+    unborn.prove(db)
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "rename", renamed)
     with contextlib.closing(unborn.publish(db)) as born:
         state = database.state_path(tmp_path).stat().st_ino
         assert steps == [("sync", state), ("rename", state), ("sync", tmp_path.stat().st_ino)]
-        assert [born.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")] == ["wal", 2]
+        pragmas = ("journal_mode", "synchronous", "wal_autocheckpoint")
+        assert [born.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas] == ["wal", 2, 4000]
         assert born.execute("SELECT value FROM batch").fetchone()[0] == "live"
     assert sorted(path.name for path in tmp_path.iterdir()) == [database.STATE_NAME]
+
+
+def test_a_log_that_cannot_be_opened_shows_before_the_state_has_its_name(tmp_path: Path) -> None:
+    """SQLite says that it will keep one, and opens it only when it is needed."""
+    unborn = database.Unborn(tmp_path)
+    db = unborn.open()
+    in_its_way = tmp_path / f".{database.STATE_NAME}.new-shm"
+    in_its_way.mkdir()
+    with pytest.raises(DiskError):
+        unborn.prove(db)
+    unborn.discard(db)
+    assert list(tmp_path.iterdir()) == [in_its_way]
+
+
+def test_a_state_that_cannot_even_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full from the start, or a SQLite that is too old."""
+
+    def full(_db: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "_make_schema", full)
+        with pytest.raises(DiskError):
+            database.Unborn(tmp_path).open()
+    monkeypatch.setattr(database, "OLDEST_SQLITE", (99,))
+    with pytest.raises(SettingsError):
+        database.Unborn(tmp_path).open()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("ending", ["-wal", "-journal"])
