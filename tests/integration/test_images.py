@@ -107,15 +107,19 @@ async def test_however_many_are_asked_for_64_come_at_once(tmp_path: Path, monkey
 
 async def test_a_silent_host_does_not_keep_the_images_of_others_waiting(tmp_path: Path) -> None:
     """With 64 images that do not come, the next ones come all the same."""
+    full = asyncio.Event()
 
     async def serve(request: bytes, writer: asyncio.StreamWriter) -> None:
         if b"/silent/" in request:
+            if len(peer.requests) == MAX_WAYS:
+                full.set()
             await peer.hold.wait()
         writer.write(answer(PNG))
 
     async with host(serve) as peer, fetching(tmp_path, peer.url) as fetcher:
         silent = [replace(peer.image, index=n, url=f"{peer.url}/silent/{n}.png") for n in range(2, MAX_WAYS + 2)]
         waiting = asyncio.gather(*map(fetcher.fetch, silent))
+        await full.wait()
         assert isinstance(await fetcher.fetch(peer.image), StoredImage)
         assert not waiting.done()
         waiting.cancel()
