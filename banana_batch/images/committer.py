@@ -98,6 +98,7 @@ class Committer:
     def __init__(self, folders: Folders, executor: Executor) -> None:
         self._folders = folders
         self._executor = executor
+        self._slices = [_Slice() for _ in range(SLICES)]
 
     def commit(self, group: Sequence[Received]) -> list[Outcome | BaseException]:
         """Store a group; return what became of each, in order. Blocks."""
@@ -129,7 +130,9 @@ class Committer:
     def _sync_parts(self, written: Sequence[_Prepared]) -> None:
         """Sync and close small parts, several at once: a disk is fast when it has much to do."""
         width = min(SLICES, len(written))
-        slices = [_Slice(written[start::width]) for start in range(width)]
+        slices = self._slices[:width]
+        for start, part in enumerate(slices):
+            part.take(written[start::width])
         with suppress(RuntimeError):  # no thread can be had: all is done by this one
             for part in slices[1:]:
                 self._executor.submit(part.sync)
@@ -200,9 +203,13 @@ class Committer:
 class _Slice:
     """Parts of a group that one thread syncs: the first that comes to it. Any other waits for it to be done."""
 
-    def __init__(self, written: Sequence[_Prepared]) -> None:
-        self._left = list(written)
+    def __init__(self) -> None:
+        self._left: list[_Prepared] = []
         self._lock = threading.Lock()
+
+    def take(self, written: Sequence[_Prepared]) -> None:
+        """Have these synced; those before are."""
+        self._left = list(written)
 
     def sync(self) -> None:
         """Sync and close what is left."""
