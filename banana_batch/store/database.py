@@ -106,7 +106,7 @@ class Unborn:
             db.execute("ROLLBACK")
 
     def publish(self, db: sqlite3.Connection) -> sqlite3.Connection:
-        """Give the state its name, durably; return the connection that goes on with it."""
+        """Give the state, once proven, its name, durably; return the connection that goes on with it."""
         with _telling_disk(self._out):
             db.close()
             sync_file(self._file)
