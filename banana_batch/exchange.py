@@ -92,10 +92,12 @@ class Route:
             aiohttp.ClientError, OSError, TimeoutError: there is none to be had.
         """
         for _ in range(MAX_STALE):
-            peer = self._kept() or Peer(await self._connector.connect(self._request, [], self._limits), self._loop)
-            if peer.closed:
-                peer.close()
-                raise aiohttp.ServerDisconnectedError
+            peer = self._kept()
+            if peer is None:
+                peer = Peer(await self._connector.connect(self._request, [], self._limits), self._loop)
+                if peer.closed:
+                    peer.close()
+                    raise aiohttp.ServerDisconnectedError
             # Bytes that nobody asked for, sent while it was idle, would be taken for this request's answer.
             if peer.clean:
                 return peer

@@ -84,15 +84,15 @@ class GroupCommit(Generic[Item, Result]):
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._started_s = loop.time()
         group, self._waiting = self._waiting[: self._max_group], self._waiting[self._max_group :]
-        group = [entry for entry in group if not self._dropped(*entry)]
+        group = [entry for entry in group if not (entry[1].cancelled() and self._may_drop(entry[0]))]
         if not group:
             self._next(loop)
             return
         done = self._executor.submit(self._commit, [item for item, _ in group])
         done.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._land, loop, group, ended))
 
-    def _dropped(self, item: Item, future: asyncio.Future[Result]) -> bool:
-        return future.cancelled() and self._droppable is not None and self._droppable(item)
+    def _may_drop(self, item: Item) -> bool:
+        return self._droppable is not None and self._droppable(item)
 
     def _land(
         self,

@@ -10,7 +10,6 @@ Outages, 5xx envelopes and throttling have no stop rule here: `--give-up-after` 
 """
 
 import re
-from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -193,7 +192,7 @@ _FORBIDDEN_CONTENT = re.compile(
 )
 
 
-class Finding(NamedTuple):
+class Finding(Struct):
     """What an answer came to. `message` is still as the server wrote it."""
 
     verdict: Verdict

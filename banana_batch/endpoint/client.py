@@ -220,7 +220,8 @@ class EndpointClient:
             encoding = headers["Content-Encoding"]
             return self._reply(call, classify.ENCODED, message=f"Content-Encoding {encoding} was not asked for")
         framed = "Content-Length" in headers or "Transfer-Encoding" in headers
-        verdict, answer, message = classify.classify_answer(call.status, raw, framed=framed, shown=call.kept)
+        found = classify.classify_answer(call.status, raw, framed=framed, shown=call.kept)
+        verdict, answer, message = found.verdict, found.answer, found.message
         if verdict is classify.REDIRECT:
             message = f"HTTP {call.status} to {headers.get('Location', 'nowhere')}"
         wait_s = wire.retry_after_s(headers.get("Retry-After"), headers.get("Date")) if call.status >= 400 else None

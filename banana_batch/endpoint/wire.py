@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 SUCCESS = "SUCCESS"
 FAILED = "FAILED"
@@ -37,7 +39,7 @@ class Flaw(Enum):
     UNKNOWN = "JSON, but no envelope"
 
 
-class Envelope(NamedTuple):
+class Envelope(Struct):
     """The endpoint's `{"status", "message", "data"}`.
 
     Attributes:

@@ -7,10 +7,9 @@ Rule 3: what a host says of itself (where it redirects to, what it calls its byt
 Rule 4: small images take one hop to the committer; large ones stream through the disk executor first.
 """
 
-import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -27,6 +26,7 @@ from .download import ConnectorFactory, Downloader, tcp_connector
 from .folders import Folders, lock_after_former
 from .guard import Blocked, UrlRules
 from .parts import PartFailed
+from .ways import Ways
 
 COMMIT_THREADS = SLICES  # the committer runs one group at a time, and its slices beside it
 DISK_THREADS = 8  # large images that are written at once
@@ -90,7 +90,7 @@ class ImageFetcher:
             unless_ready.callback(self._folders.close)
             await lock_after_former(self._folders)
             unless_ready.pop_all()
-        self._ways = asyncio.Semaphore(MAX_WAYS)
+        self._ways = Ways(MAX_WAYS, PATIENCE_S)
         self._commits: GroupCommit[Received, Outcome] = GroupCommit(
             self._committer, Committer(self._folders, self._committer).commit, max_group=MAX_GROUP, gather_s=GATHER_S
         )
@@ -120,22 +120,13 @@ class ImageFetcher:
             return replace(outcome, message=self._redact(outcome.message))
         return replace(outcome, warning=self._redact(outcome.warning)) if outcome.warning else outcome
 
-    async def _way(self) -> bool:
-        """Wait until fewer images come, but not for long; tell whether a way is held, which is to be given back."""
-        if not self._ways.locked():
-            return await self._ways.acquire()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
-                return await self._ways.acquire()
-        return False
-
     async def _receive(self, image: PaidImage) -> Received | FetchFailed:
-        held = await self._way()
+        held = await self._ways.take()
         try:
             return await self._downloader.receive(image, self._disk, self._folders)
         finally:
             if held:
-                self._ways.release()
+                self._ways.give_back()
 
     async def _fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
         try:

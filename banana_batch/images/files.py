@@ -106,8 +106,10 @@ def sync_part(fd: int) -> None:
 def _spare_memory(fd: int) -> None:
     """Say that what is in a file is not read soon: the system begins to write it, and lets go of what is written."""
     if _advise is not None:
-        with suppress(OSError):  # an advice, which a system may not take
+        try:  # noqa: SIM105  # quicker than `suppress`, twice an image
             _advise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            pass  # an advice, which a system may not take
 
 
 def remove_part(images: int, index: int) -> None:

@@ -72,22 +72,25 @@ def _png() -> Walk:
     if header[:8] != b"\x00\x00\x00\rIHDR":
         raise Broken("no PNG header")
     width, height = _checked(int.from_bytes(header[8:12], "big"), int.from_bytes(header[12:16], "big"))
-    offset, data_seen = 8, False
+    offset, frame, data_seen = 8, header[:8], False
     for _ in range(MAX_PARTS):
-        frame = yield from _exactly(offset, 8)
         length, name = int.from_bytes(frame[:4], "big"), frame[4:]
         end = offset + 12 + length
         if _CHUNK_NAME.fullmatch(name) is None:
             raise Broken(f"no chunk where one must begin, at byte {offset:,}")
         crc = yield from _crc(offset + 4, length + 4)
-        if crc != int.from_bytes((yield from _exactly(end - 4, 4)), "big"):
+        # The check sum, and with it how the next chunk begins, where that is here.
+        tail = bytes((yield end - 4, 4, 12))
+        if len(tail) < 4:
+            raise Cut
+        if crc != int.from_bytes(tail[:4], "big"):
             raise Broken(f"check sum of the chunk at byte {offset:,} does not fit")
         data_seen = data_seen or name == b"IDAT"
         if name == b"IEND":
             if not data_seen:
                 raise Broken("no picture data")
             return width, height, end
-        offset = end
+        offset, frame = end, tail[4:] if len(tail) == 12 else (yield from _exactly(end, 8))
     raise Broken("too many chunks")
 
 

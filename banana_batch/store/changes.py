@@ -11,7 +11,9 @@ Rule 4: order in a group: begins, settlements, finished images, then all other o
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from banana_batch.lifecycle import SETTLEMENTS, Event, JobState, Settlement, after
 from banana_batch.models import FetchFailed, Kind, QueuedJob, Reserve, Settled, StoredImage
@@ -23,14 +25,14 @@ from .rows import ForRows
 MAX_RAW_BYTES = 64 << 10
 
 
-class Begin(NamedTuple):
+class Begin(Struct):
     """An attempt with its reserve is written, and its job is `sending`; results in the attempt's number."""
 
     job: QueuedJob
     reserve: Reserve
 
 
-class Settle(NamedTuple):
+class Settle(Struct):
     """An attempt is closed, and its job moved; results in the image to fetch, if there is one."""
 
     attempt: int
@@ -38,7 +40,7 @@ class Settle(NamedTuple):
     settled: Settled
 
 
-class Finish(NamedTuple):
+class Finish(Struct):
     """An image lies durable under its name, and its job is `done`."""
 
     job: int
@@ -116,9 +118,10 @@ def make(db: sqlite3.Connection, changes: Sequence[Change], known: Known, now_us
             results[place] = number
     if settles:
         moves += _settle(db, [change for _, change in settles])
-        for place, (_, job, settled) in settles:
-            if settled.answer is not None:
-                results[place] = bought(job, settled.answer.image_url)
+        for place, change in settles:
+            answer = change.settled.answer
+            if answer is not None:
+                results[place] = bought(change.job, answer.image_url)
     if finishes:
         moves += _finish(db, finishes, now_us)
     move(db, moves)
@@ -148,20 +151,19 @@ def _sorted(
 
 
 def _begin(db: sqlite3.Connection, begins: Sequence[Begin], numbers: range, known: Known, sent_us: int) -> list[Move]:
-    move(db, [(job.index, _IN_DOUBT, _RESENT, None, 0, 0) for job, _ in begins if job.resend])
+    move(db, [(begin.job.index, _IN_DOUBT, _RESENT, None, 0, 0) for begin in begins if begin.job.resend])
     rows = [
-        (number, job.index, known.kind(db, job.kind), reserve.micro, int(reserve.ceiling))
-        for number, (job, reserve) in zip(numbers, begins, strict=True)
+        (number, begin.job.index, known.kind(db, begin.job.kind), begin.reserve.micro, int(begin.reserve.ceiling))
+        for number, begin in zip(numbers, begins, strict=True)
     ]
     _BEGIN.run(db, rows, known.run, sent_us)
     return [(index, _PENDING, _SENT, number, 0, 1) for number, index, *_ in rows]
 
 
 def _settle(db: sqlite3.Connection, settles: Sequence[Settle]) -> list[Move]:
-    endings = [_ending(settled.event, settled.settlement) for _, _, settled in settles]
+    endings = [_ending(settle.settled.event, settle.settled.settlement) for settle in settles]
     rows = [
-        _closing(attempt, outcome, settled)
-        for (attempt, _, settled), (_, outcome) in zip(settles, endings, strict=True)
+        _closing(settle.attempt, outcome, settle.settled) for settle, (_, outcome) in zip(settles, endings, strict=True)
     ]
     closed = _CLOSE.run(db, rows)
     if closed != len(settles):
@@ -169,14 +171,14 @@ def _settle(db: sqlite3.Connection, settles: Sequence[Settle]) -> list[Move]:
     _BUY.run(
         db,
         [
-            (job.index, attempt, settled.answer.image_url)
-            for attempt, job, settled in settles
-            if settled.answer is not None
+            (settle.job.index, settle.attempt, settle.settled.answer.image_url)
+            for settle in settles
+            if settle.settled.answer is not None
         ],
     )
     return [
-        (job.index, _SENDING, becomes, None, int(settled.counts), -int(outcome == _NOT_SENT))
-        for (_, job, settled), (becomes, outcome) in zip(settles, endings, strict=True)
+        (settle.job.index, _SENDING, becomes, None, int(settle.settled.counts), -int(outcome == _NOT_SENT))
+        for settle, (becomes, outcome) in zip(settles, endings, strict=True)
     ]
 
 
@@ -197,21 +199,23 @@ def _closing(attempt: int, outcome: str, settled: Settled) -> tuple[object, ...]
 
 
 def _prices(settles: Iterable[Settle]) -> Iterator[tuple[Kind, int]]:
-    for _, job, settled in settles:
+    for settle in settles:
+        settled = settle.settled
         if settled.answer is not None and settled.settlement is Settlement.PAID:
-            yield job.kind, settled.answer.credits_micro or 0
+            yield settle.job.kind, settled.answer.credits_micro or 0
 
 
 def _finish(db: sqlite3.Connection, finishes: Sequence[Finish], done_us: int) -> list[Move]:
     rows = [
         (
-            index, image.path, image.bytes, bytes.fromhex(image.sha256), image.width, image.height,
+            finish.job, image.path, image.bytes, bytes.fromhex(image.sha256), image.width, image.height,
             image.content_type, image.warning,
         )
-        for index, image in finishes
+        for finish in finishes
+        for image in (finish.image,)
     ]  # fmt: skip
     _STORE.run(db, rows, done_us)
-    return [(index, _PAID, _DONE, None, 0, 0) for index, _ in finishes]
+    return [(finish.job, _PAID, _DONE, None, 0, 0) for finish in finishes]
 
 
 def move(db: sqlite3.Connection, moves: Sequence[Move]) -> None:

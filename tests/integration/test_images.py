@@ -126,7 +126,7 @@ async def test_a_silent_host_does_not_keep_the_images_of_others_waiting(tmp_path
         with pytest.raises(asyncio.CancelledError):
             await waiting
         # Each gave its way back; the one that lost its patience had none.
-        assert fetcher._ways._value == MAX_WAYS
+        assert fetcher._ways.free == MAX_WAYS
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])

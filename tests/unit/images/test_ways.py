@@ -1,0 +1,117 @@
+"""How many images come at once."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from contextlib import closing, suppress
+from typing import Any
+
+import async_solipsism
+import pytest
+
+from banana_batch.images.ways import Ways
+
+PATIENCE_S = 0.5
+
+
+Scene = Callable[..., Coroutine[Any, Any, None]]
+
+
+def on_virtual_time(scene: Scene) -> Callable[..., None]:
+    """Time passes only where everybody waits for it."""
+
+    @functools.wraps(scene)
+    def run(*args: object, **named: object) -> None:
+        with closing(async_solipsism.EventLoop()) as loop:
+            loop.run_until_complete(scene(*args, **named))
+
+    return run
+
+
+async def _taking(ways: Ways, came: list[tuple[int, bool]], number: int) -> bool:
+    held = await ways.take()
+    came.append((number, held))
+    return held
+
+
+@on_virtual_time
+async def test_whoever_waits_longest_gets_the_way_that_is_given_back() -> None:
+    """And nobody before there is one."""
+    ways, came = Ways(2, PATIENCE_S), list[tuple[int, bool]]()
+    tasks = [asyncio.create_task(_taking(ways, came, number)) for number in range(4)]
+    await asyncio.sleep(0.1)
+    assert came == [(0, True), (1, True)]
+    for expected in (2, 3):
+        ways.give_back()
+        await asyncio.sleep(0)
+        assert came[-1] == (expected, True)
+    await asyncio.gather(*tasks)
+    ways.give_back()
+    ways.give_back()
+    assert ways.free == 2
+
+
+@on_virtual_time
+async def test_who_waited_long_enough_goes_without_a_way_each_after_its_own_time() -> None:
+    """The first to wait was there 0.2 s before the second; none of them holds a way."""
+    loop, ways, came = asyncio.get_running_loop(), Ways(1, PATIENCE_S), list[tuple[int, bool]]()
+    assert await ways.take()
+    began_s = loop.time()
+    first = asyncio.create_task(_taking(ways, came, 1))
+    await asyncio.sleep(0.2)
+    second = asyncio.create_task(_taking(ways, came, 2))
+    assert not await first
+    assert loop.time() - began_s == pytest.approx(PATIENCE_S)
+    assert came == [(1, False)]
+    assert not await second
+    assert loop.time() - began_s == pytest.approx(PATIENCE_S + 0.2)
+    ways.give_back()
+    assert ways.free == 1
+
+
+@on_virtual_time
+async def test_after_a_rest_the_line_has_its_time_again() -> None:
+    """A way that was given back in time leaves nothing behind that would let the next one in early."""
+    loop, ways = asyncio.get_running_loop(), Ways(1, PATIENCE_S)
+    assert await ways.take()
+    served = asyncio.create_task(ways.take())
+    await asyncio.sleep(0.4)
+    ways.give_back()
+    assert await served
+    began_s = loop.time()
+    assert not await ways.take()
+    assert loop.time() - began_s == pytest.approx(PATIENCE_S)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while it waits", "in the turn in which it is given one"])
+@on_virtual_time
+async def test_no_way_is_lost_with_whoever_is_cancelled(late: bool) -> None:
+    """The next in the line gets it."""
+    ways, came = Ways(1, PATIENCE_S), list[tuple[int, bool]]()
+    assert await ways.take()
+    first, second = (asyncio.create_task(_taking(ways, came, number)) for number in (1, 2))
+    await asyncio.sleep(0)
+    if late:
+        ways.give_back()
+    first.cancel()
+    with suppress(asyncio.CancelledError):
+        await first
+    if not late:
+        ways.give_back()
+    assert await second
+    assert came == [(2, True)]
+    ways.give_back()
+    assert ways.free == 1
+
+
+@on_virtual_time
+async def test_one_that_is_cancelled_when_it_was_let_in_without_a_way_gives_none_back() -> None:
+    """Else there would be more than there are."""
+    loop, ways = asyncio.get_running_loop(), Ways(1, PATIENCE_S)
+    assert await ways.take()
+    waiting = asyncio.create_task(ways.take())
+    await asyncio.sleep(0)
+    loop.call_later(PATIENCE_S, waiting.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ways.free == 0
