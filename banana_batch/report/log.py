@@ -34,6 +34,9 @@ ROUTINE = frozenset({"sent", "answered", "stored", "fetch_failed"})
 # At 200 bytes a line some 20 MB. A disk that hangs this long loses log lines, never memory.
 MAX_WAITING = 100_000
 
+# So many are written sooner: thousands of calls a second would have a megabyte more or less in memory at each look.
+MANY = 256
+
 # Encoding holds the interpreter: small groups let the event loop in between.
 _GROUP = 64
 _MAX_DEPTH = 4
@@ -92,11 +95,12 @@ class RunLog:
     def _note(self, event: str, facts: Mapping[str, object]) -> None:
         if self._closed:
             return
-        if len(self._waiting) >= MAX_WAITING:
+        waiting = len(self._waiting)
+        if waiting >= MAX_WAITING:
             self._unwritten += 1
             return
         self._waiting.append((self._wall_us(), event, facts))
-        if event not in ROUTINE:
+        if waiting == MANY or event not in ROUTINE:
             self._background.wake()
 
     def close(self) -> None:

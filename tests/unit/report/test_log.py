@@ -196,6 +196,27 @@ def test_half_a_line_of_a_killed_run_spoils_no_other(tmp_path: Path) -> None:
     assert json.loads(whole)["message"] == "next"
 
 
+def test_many_events_do_not_wait_for_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of calls a second would have a megabyte more or less in memory each time."""
+    monkeypatch.setattr(log, "FLUSH_S", 3600.0)
+    looked = threading.Event()
+    flush = RunLog._flush
+
+    def looking(self: RunLog) -> None:
+        flush(self)
+        looked.set()
+
+    monkeypatch.setattr(RunLog, "_flush", looking)
+    run_log = make(tmp_path / "run.log")
+    for index in range(log.MANY):
+        run_log.emit("sent", index=index)
+    assert not looked.is_set()
+    run_log.emit("sent", index=log.MANY)
+    assert looked.wait(10)
+    assert len(records(tmp_path / "run.log")) == log.MANY + 1
+    run_log.close()
+
+
 def test_a_hung_disk_costs_neither_time_nor_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a write hangs, events are noted down up to a limit, and the end does not wait for ever."""
     hung, release = threading.Event(), threading.Event()
