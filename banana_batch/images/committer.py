@@ -48,11 +48,11 @@ class Sealed(NamedTuple):
     finding: Whole | NotWhole
 
 
-class Received(NamedTuple):
+class Received(Struct):
     """An image's bytes as they came.
 
     Attributes:
-        body: All of them, or what is in its part.
+        body: All of them, until they are in its part; or what is in that.
         label: The Content-Type header; None without one.
         measured: The transfer said where it ends; False: it ended with the connection, so it may have been cut.
     """
@@ -125,6 +125,7 @@ class Committer:
                 prepared.fd = write_part(self._folders.images, received.image.index, body)
             except OSError as broken:
                 return failures.by_disk(broken)
+            received.body = b""  # while the group is synced the next one comes: both would be in memory
         return prepared
 
     def _sync_parts(self, written: Sequence[_Prepared]) -> None:

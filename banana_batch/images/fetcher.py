@@ -141,5 +141,5 @@ class ImageFetcher:
         if isinstance(received, FetchFailed):
             return received
         if received.label is not None and (label := self._redact(received.label)) != received.label:
-            received = received._replace(label=label)
+            received.label = label
         return await self._commits.put(received)

@@ -75,6 +75,20 @@ def test_a_whole_image_gets_its_name(commit: Commit, tmp_path: Path) -> None:
     assert everything(tmp_path) == {"images/00001-cat.png"}
 
 
+def test_a_body_is_let_go_once_it_is_in_its_part(commit: Commit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a group is synced the next one comes: none of its bodies is in memory any more."""
+    group = [received(PNG, paid(index)) for index in (1, 2)]
+    held = list[int]()
+
+    def looking(fd: int) -> None:
+        held.append(sum(len(one.body) for one in group if isinstance(one.body, bytes)))
+        files.sync_part(fd)
+
+    monkeypatch.setattr(committer_module, "sync_part", looking)
+    assert all(isinstance(outcome, StoredImage) for outcome in commit(*group))
+    assert held == [0, 0]
+
+
 def test_a_group_lands_in_order_with_one_sync_a_folder(
     commit: Commit, opened: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
