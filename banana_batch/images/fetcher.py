@@ -115,22 +115,15 @@ class ImageFetcher:
         Raises:
             OutputError: the image's stem is no file name below `images/`.
         """
-        outcome = await self._fetch(image)
+        received = await self._received(image)
+        outcome = received if isinstance(received, FetchFailed) else await self._commits.put(received)
         if isinstance(outcome, FetchFailed):
             return replace(outcome, message=self._redact(outcome.message))
         return replace(outcome, warning=self._redact(outcome.warning)) if outcome.warning else outcome
 
-    async def _receive(self, image: PaidImage) -> Received | FetchFailed:
-        held = await self._ways.take()
+    async def _received(self, image: PaidImage) -> Received | FetchFailed:
         try:
-            return await self._downloader.receive(image, self._disk, self._folders)
-        finally:
-            if held:
-                self._ways.give_back()
-
-    async def _fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
-        try:
-            received = await self._receive(image)
+            received = await self._on_a_way(image)
         except PartFailed as broken:
             return failures.by_disk(broken.failure)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
@@ -138,8 +131,14 @@ class ImageFetcher:
         except ValueError:
             # Some library takes the url for none, after all. One image's url must not keep the others from coming.
             return classify.blocked(Blocked("its url can't be asked for"))
-        if isinstance(received, FetchFailed):
-            return received
-        if received.label is not None and (label := self._redact(received.label)) != received.label:
-            received.label = label
-        return await self._commits.put(received)
+        if isinstance(received, Received) and received.label is not None:
+            received.label = self._redact(received.label)
+        return received
+
+    async def _on_a_way(self, image: PaidImage) -> Received | FetchFailed:
+        held = await self._ways.take()
+        try:
+            return await self._downloader.receive(image, self._disk, self._folders)
+        finally:
+            if held:
+                self._ways.give_back()
