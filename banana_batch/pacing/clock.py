@@ -11,15 +11,16 @@ class SystemClock:
     """Implements ports.Clock. One for each run: it keeps to the loop in which it was first asked."""
 
     def __init__(self) -> None:
-        self.monotonic_s: Callable[[], float] = self._first
+        self._read: Callable[[], float] | None = None
+
+    def monotonic_s(self) -> float:
         """Return the loop's time, seconds: it never jumps. Any thread may ask, once the loop's own has.
 
         The progress bar draws on a thread without a loop (tests/acceptance/test_terminal.py).
         """
-
-    def _first(self) -> float:
-        self.monotonic_s = time_of(asyncio.get_running_loop())  # itself: it is asked five times a call
-        return self.monotonic_s()
+        if self._read is None:
+            self._read = time_of(asyncio.get_running_loop())
+        return self._read()
 
     def wall_us(self) -> int:
         """Return microseconds since the epoch, UTC."""
