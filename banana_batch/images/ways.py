@@ -31,9 +31,10 @@ class Ways:
             self.free -= 1
             return True
         waiter: asyncio.Future[bool] = self._loop.create_future()
-        self._line.append((self._loop.time() + self._patience_s, waiter))
+        due_s = self._loop.time() + self._patience_s
+        self._line.append((due_s, waiter))
         if self._timer is None:
-            self._timer = self._loop.call_later(self._patience_s, self._let_in)
+            self._timer = self._loop.call_at(due_s, self._let_in, due_s)
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -51,10 +52,13 @@ class Ways:
                 return
         self.free += 1
 
-    def _let_in(self) -> None:
-        now_s = self._loop.time()
+    def _let_in(self, due_s: float) -> None:
+        now_s = max(due_s, self._loop.time())  # a timer may end a rounding error before its time
         while self._line and (self._line[0][0] <= now_s or self._line[0][1].done()):
             _, waiter = self._line.popleft()
             if not waiter.done():
                 waiter.set_result(False)
-        self._timer = self._loop.call_at(self._line[0][0], self._let_in) if self._line else None
+        self._timer = None
+        if self._line:
+            due_s = self._line[0][0]
+            self._timer = self._loop.call_at(due_s, self._let_in, due_s)

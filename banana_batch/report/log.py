@@ -1,7 +1,7 @@
 """run.log: one event a line, as JSON.
 
-Rule 1: `emit` only notes the event down (under a microsecond); a thread writes, at most every 0.2 s, at once
-        for events that matter.
+Rule 1: `emit` only notes the event down (under a microsecond); a thread writes, every 0.2 s, sooner where there
+        are many, at once for events that matter.
 Rule 2: one record is one line of ASCII: other people's text is bounded and freed of controls, then escaped
         (safety.md, S10).
 Rule 3: a log that can't be written never ends a run: it is told once, and tried again with the next events.
@@ -28,7 +28,7 @@ from .phrases import MAX_URL_CHARS
 FLUSH_S = 0.2
 CLOSE_PATIENCE_S = 2.0
 
-# Events of single jobs: they come in thousands a second and wait for the next flush.
+# Events of single jobs: they come in thousands a second.
 ROUTINE = frozenset({"sent", "answered", "stored", "fetch_failed"})
 
 # At 200 bytes a line some 20 MB. A disk that hangs this long loses log lines, never memory.

@@ -115,3 +115,30 @@ async def test_one_that_is_cancelled_when_it_was_let_in_without_a_way_gives_none
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert ways.free == 0
+
+
+@on_virtual_time
+async def test_one_that_left_the_line_does_not_end_the_patience_of_those_behind_it() -> None:
+    """It is still in the line when its time is over; the next one goes when its own is."""
+    loop, ways = asyncio.get_running_loop(), Ways(1, PATIENCE_S)
+    assert await ways.take()
+    began_s = loop.time()
+    gone = asyncio.create_task(ways.take())
+    await asyncio.sleep(0.2)
+    waiting = asyncio.create_task(ways.take())
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert not await waiting
+    assert loop.time() - began_s == pytest.approx(PATIENCE_S + 0.2)
+
+
+@on_virtual_time
+async def test_a_timer_that_ends_a_rounding_error_early_is_no_endless_one() -> None:
+    """The waiter that it was set for is due, whatever the clock says."""
+    loop, ways = asyncio.get_running_loop(), Ways(1, PATIENCE_S)
+    assert await ways.take()
+    for number in range(60):
+        await asyncio.sleep(0.0137 * number)
+        began_s = loop.time()
+        assert not await ways.take()
+        assert loop.time() - began_s == pytest.approx(PATIENCE_S)
