@@ -23,7 +23,7 @@ class Ways:
         self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
         self._line: deque[tuple[float, asyncio.Future[bool]]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timed = False
 
     async def take(self) -> bool:
         """Wait for a way, but not for long; tell whether one is held, which is to be given back."""
@@ -31,10 +31,9 @@ class Ways:
             self.free -= 1
             return True
         waiter: asyncio.Future[bool] = self._loop.create_future()
-        due_s = self._loop.time() + self._patience_s
-        self._line.append((due_s, waiter))
-        if self._timer is None:
-            self._timer = self._loop.call_at(due_s, self._let_in, due_s)
+        self._line.append((self._loop.time() + self._patience_s, waiter))
+        if not self._timed:
+            self._time_the_first()
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -58,7 +57,10 @@ class Ways:
             _, waiter = self._line.popleft()
             if not waiter.done():
                 waiter.set_result(False)
-        self._timer = None
+        self._time_the_first()
+
+    def _time_the_first(self) -> None:
+        self._timed = bool(self._line)
         if self._line:
             due_s = self._line[0][0]
-            self._timer = self._loop.call_at(due_s, self._let_in, due_s)
+            self._loop.call_at(due_s, self._let_in, due_s)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,6 +16,7 @@ import pytest
 from banana_batch.sandbox.charges import read_charges
 from banana_batch.sandbox.config import Latency, SandboxConfig
 from banana_batch.sandbox.server import Sandbox
+from tests.unit.pacing.simulated import simulate
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,11 +62,7 @@ def test_a_night_passes_in_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     connect = async_solipsism.aiohappyeyeballs_start_connection
     monkeypatch.setattr("aiohttp.connector.aiohappyeyeballs.start_connection", connect)
     started_s = time.monotonic()
-    loop = async_solipsism.EventLoop()
-    try:
-        virtual_s, statuses = loop.run_until_complete(_night(tmp_path))
-    finally:
-        loop.close()
+    virtual_s, statuses = simulate(partial(_night, tmp_path))
     assert time.monotonic() - started_s < 5
     assert virtual_s >= 3 * 3600 + 1800
     assert statuses == [200] * 7

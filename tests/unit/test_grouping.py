@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 
-import async_solipsism
 import pytest
 
 from banana_batch.grouping import GroupCommit
 from tests.torture.virtual import Inline
+from tests.unit.pacing.simulated import simulate
 
 
 class Doubled:
@@ -103,11 +103,7 @@ def test_what_comes_in_a_row_shares_a_step_and_the_first_never_waits() -> None:
         await asyncio.sleep(10)
         assert await group.put(7) == 7
 
-    loop = async_solipsism.EventLoop()
-    try:
-        loop.run_until_complete(scene())
-    finally:
-        loop.close()
+    simulate(scene)
     assert started == [(0.0, [1]), (0.5, [2, 3]), (0.5, [4, 5, 6]), (10.5, [7])]
 
 

@@ -3,9 +3,8 @@
 import asyncio
 from functools import partial
 
-import async_solipsism
-
 from banana_batch.endpoint.expiry import Expiry
+from tests.unit.pacing.simulated import simulate
 
 
 def test_each_is_called_back_in_its_own_time() -> None:
@@ -32,9 +31,5 @@ def test_each_is_called_back_in_its_own_time() -> None:
         expiry.close()
         await asyncio.sleep(1000)
 
-    loop = async_solipsism.EventLoop()
-    try:
-        loop.run_until_complete(scene())
-    finally:
-        loop.close()
+    simulate(scene)
     assert told == [("c", 460.0), ("a", 600.0), ("d", 760.0)]

@@ -3,13 +3,13 @@
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
-from contextlib import closing, suppress
+from contextlib import suppress
 from typing import Any
 
-import async_solipsism
 import pytest
 
 from banana_batch.images.ways import Ways
+from tests.unit.pacing.simulated import simulate
 
 PATIENCE_S = 0.5
 
@@ -21,11 +21,17 @@ def on_virtual_time(scene: Scene) -> Callable[..., None]:
     """Time passes only where everybody waits for it."""
 
     @functools.wraps(scene)
-    def run(*args: object, **named: object) -> None:
-        with closing(async_solipsism.EventLoop()) as loop:
-            loop.run_until_complete(scene(*args, **named))
+    def run(**given: object) -> None:
+        simulate(functools.partial(scene, **given))
 
     return run
+
+
+async def _taken() -> Ways:
+    """Return one way, which is taken."""
+    ways = Ways(1, PATIENCE_S)
+    assert await ways.take()
+    return ways
 
 
 async def _taking(ways: Ways, came: list[tuple[int, bool]], number: int) -> bool:
@@ -54,8 +60,7 @@ async def test_whoever_waits_longest_gets_the_way_that_is_given_back() -> None:
 @on_virtual_time
 async def test_who_waited_long_enough_goes_without_a_way_each_after_its_own_time() -> None:
     """The first to wait was there 0.2 s before the second; none of them holds a way."""
-    loop, ways, came = asyncio.get_running_loop(), Ways(1, PATIENCE_S), list[tuple[int, bool]]()
-    assert await ways.take()
+    loop, ways, came = asyncio.get_running_loop(), await _taken(), list[tuple[int, bool]]()
     began_s = loop.time()
     first = asyncio.create_task(_taking(ways, came, 1))
     await asyncio.sleep(0.2)
@@ -72,8 +77,7 @@ async def test_who_waited_long_enough_goes_without_a_way_each_after_its_own_time
 @on_virtual_time
 async def test_after_a_rest_the_line_has_its_time_again() -> None:
     """A way that was given back in time leaves nothing behind that would let the next one in early."""
-    loop, ways = asyncio.get_running_loop(), Ways(1, PATIENCE_S)
-    assert await ways.take()
+    loop, ways = asyncio.get_running_loop(), await _taken()
     served = asyncio.create_task(ways.take())
     await asyncio.sleep(0.4)
     ways.give_back()
@@ -87,8 +91,7 @@ async def test_after_a_rest_the_line_has_its_time_again() -> None:
 @on_virtual_time
 async def test_no_way_is_lost_with_whoever_is_cancelled(late: bool) -> None:
     """The next in the line gets it."""
-    ways, came = Ways(1, PATIENCE_S), list[tuple[int, bool]]()
-    assert await ways.take()
+    ways, came = await _taken(), list[tuple[int, bool]]()
     first, second = (asyncio.create_task(_taking(ways, came, number)) for number in (1, 2))
     await asyncio.sleep(0)
     if late:
@@ -107,8 +110,7 @@ async def test_no_way_is_lost_with_whoever_is_cancelled(late: bool) -> None:
 @on_virtual_time
 async def test_one_that_is_cancelled_when_it_was_let_in_without_a_way_gives_none_back() -> None:
     """Else there would be more than there are."""
-    loop, ways = asyncio.get_running_loop(), Ways(1, PATIENCE_S)
-    assert await ways.take()
+    loop, ways = asyncio.get_running_loop(), await _taken()
     waiting = asyncio.create_task(ways.take())
     await asyncio.sleep(0)
     loop.call_later(PATIENCE_S, waiting.cancel)
@@ -120,8 +122,7 @@ async def test_one_that_is_cancelled_when_it_was_let_in_without_a_way_gives_none
 @on_virtual_time
 async def test_one_that_left_the_line_does_not_end_the_patience_of_those_behind_it() -> None:
     """It is still in the line when its time is over; the next one goes when its own is."""
-    loop, ways = asyncio.get_running_loop(), Ways(1, PATIENCE_S)
-    assert await ways.take()
+    loop, ways = asyncio.get_running_loop(), await _taken()
     began_s = loop.time()
     gone = asyncio.create_task(ways.take())
     await asyncio.sleep(0.2)
@@ -135,8 +136,7 @@ async def test_one_that_left_the_line_does_not_end_the_patience_of_those_behind_
 @on_virtual_time
 async def test_a_timer_that_ends_a_rounding_error_early_is_no_endless_one() -> None:
     """The waiter that it was set for is due, whatever the clock says."""
-    loop, ways = asyncio.get_running_loop(), Ways(1, PATIENCE_S)
-    assert await ways.take()
+    loop, ways = asyncio.get_running_loop(), await _taken()
     for number in range(60):
         await asyncio.sleep(0.0137 * number)
         began_s = loop.time()
