@@ -142,3 +142,18 @@ async def test_a_timer_that_ends_a_rounding_error_early_is_no_endless_one() -> N
         began_s = loop.time()
         assert not await ways.take()
         assert loop.time() - began_s == pytest.approx(PATIENCE_S)
+
+
+@on_virtual_time
+async def test_a_line_has_one_timer_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each that waits is what a semaphore with a timeout costs."""
+    loop, ways, timed = asyncio.get_running_loop(), await _taken(), list[float]()
+    call_at = loop.call_at
+
+    def counted(when_s: float, *called: Any, **given: Any) -> asyncio.TimerHandle:
+        timed.append(when_s)
+        return call_at(when_s, *called, **given)
+
+    monkeypatch.setattr(loop, "call_at", counted)
+    assert not any(await asyncio.gather(*(ways.take() for _ in range(50))))
+    assert len(timed) == 1
