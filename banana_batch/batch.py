@@ -12,6 +12,7 @@ from . import accounting, money
 from .accounting import Span
 from .endpoint.client import EndpointClient
 from .endpoint.key import load_key
+from .engine.downloads import CROWD
 from .engine.pool import Ending, Pool, PoolConfig
 from .engine.sending import Rules
 from .engine.stops import Stop, exit_code
@@ -47,9 +48,7 @@ ASK_ABOVE_MICRO = 1000 * money.MICRO
 MAX_FETCHERS = 64
 MIN_FETCHERS = 4
 WIDE = 256  # calls in flight of which the images come in bursts
-# Small images under way, times the fetchers: while one group is stored, the next comes. A burst has time until the
-# next one, and its calls go first.
-CROWD, CROWD_OF_BURSTS = 4, 2
+CROWD_OF_BURSTS = 2  # instead of CROWD: a burst has time until the next one, and its calls go first
 __all__ = ["LOG_NAME", "Machinery", "Run", "View", "Work"]
 
 
@@ -171,6 +170,7 @@ class Run:
                 (pool.abort if self._aborted else pool.drain)(self._early)
             ending = await pool.run()
             self._pool = None
+            store.alone()
             stops = [*ending.stops, *self._pacer_stop(pacer, ending)]
             await share_images(store, self._work.out, self._clock, self._events)
             code = await store.do(lambda db: self._close_run(db, begun, stops, limited=ending.limited))

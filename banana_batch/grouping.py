@@ -29,7 +29,7 @@ class GroupCommit(Generic[Item, Result]):
         droppable: Tells of an item whose caller was cancelled before its group began whether it is left out.
         max_group: Items a group takes at most.
         gather_s: Seconds from the start of one group to that of the next at least: what comes in a row shares a step.
-            The first after a pause never waits.
+            The first after a pause never waits. May be changed at any time.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class GroupCommit(Generic[Item, Result]):
         self._abandoned = abandoned
         self._droppable = droppable
         self._max_group = max_group
-        self._gather_s = gather_s
+        self.gather_s = gather_s
         self._started_s = -math.inf
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._busy = False
@@ -75,7 +75,7 @@ class GroupCommit(Generic[Item, Result]):
             await idle
 
     def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
-        wait_s = self._started_s + self._gather_s - loop.time()
+        wait_s = self._started_s + self.gather_s - loop.time()
         if wait_s > 0 and len(self._waiting) < self._max_group:
             loop.call_later(wait_s, self._start, loop)
         else:

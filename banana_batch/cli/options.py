@@ -20,7 +20,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
         for parameter in inspect.signature(command, eval_str=True).parameters.values()
         if parameter.name != "options"
     ]
-    made = [_parameter(name) for name in Settings.model_fields]
+    made = _parameters()
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> Any:
@@ -36,6 +36,11 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *made)}
     del wrapped.__dict__["__wrapped__"]
     return wrapped
+
+
+@functools.cache
+def _parameters() -> list[inspect.Parameter]:
+    return [_parameter(name) for name in Settings.model_fields]
 
 
 def _parameter(name: str) -> inspect.Parameter:

@@ -30,6 +30,7 @@ READY_WAVES = 2  # all calls in flight may end at once: so many times as many im
 GONE_LIMIT = 3  # safety.md, section 2: buying on would lose more
 _GONE_HINT = "run sooner after a stop: urls expire; look at the account before going on"
 PAGE = 256
+CROWD = 4  # small images under way, times the fetchers: while one group is stored, the next comes
 
 
 class Downloads:
@@ -37,9 +38,10 @@ class Downloads:
 
     Args:
         calls: Paid calls in flight at most.
-        width: Images being fetched at most, of large ones; `work` is run by `crowd` times as many tasks.
+        width: Images being fetched at most, of large ones; `work` is run by CROWD times as many tasks.
         crowd: Small images wait for their group longer than they were on their way: of them so many times as many may
-            be fetched, as long as that is no more memory than twice as many of the largest small ones.
+            be fetched, as long as that is no more memory than twice as many of the largest small ones; CROWD once the
+            last paid call has ended.
         wait_s: How long to go on after the last paid call for images that can't be fetched yet, and with calls held
             back for them: from the last one that came.
         on_stop: Told of what must end the run: a broken disk, an address that may not be fetched.
@@ -68,8 +70,8 @@ class Downloads:
         self._order = count()
         self._waiters = Waiters(clock)
         self._fetching = 0
-        self._most_crowd = crowd
-        self._crowd = 1
+        self._crowd = crowd
+        self._fitting = 1
         self._earlier_left = True
         self._refilling = asyncio.Lock()
         self._closing_at_s: float | None = None
@@ -95,6 +97,7 @@ class Downloads:
 
     def close(self) -> None:
         """No more images will be put: the last paid call has ended."""
+        self._crowd = CROWD
         if self._closing_at_s is None:
             self._closing_at_s = closing_at_s = self._clock.monotonic_s() + (0.0 if self._gave_up else self._wait_s)
             # What was to be tried later than that is tried then, for the last time.
@@ -146,7 +149,7 @@ class Downloads:
             await self._failed(image, result)
             return
         self._late_since_s = None
-        self._crowd = 1 if result.bytes > SMALL_BYTES else min(self._most_crowd, _fitting(result.bytes))
+        self._fitting = 1 if result.bytes > SMALL_BYTES else 2 * SMALL_BYTES // max(1, result.bytes)
         await self._store.finish(image.index, result)
         self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
         outage, self._failed_in_row = self._failed_in_row >= OUTAGE, 0
@@ -223,7 +226,7 @@ class Downloads:
             if self._store.broken is not None and not self._left:
                 self._on_stop(Stop(Exit.DISK, str(self._store.broken), self._store.broken.hint or ""))
                 self._give_up(for_good=True)
-            if self._fetching >= self._width * self._crowd:
+            if self._fetching >= self._width * min(self._crowd, self._fitting):
                 await self._waiters.wait()
             elif self._due and self._due[0][0] <= self._clock.monotonic_s():
                 return heapq.heappop(self._due)[2]
@@ -247,7 +250,3 @@ class Downloads:
             self._ready.extend(page)
             self._earlier_left = bool(page)
         self._waiters.wake_all()
-
-
-def _fitting(size: int) -> int:
-    return 2 * SMALL_BYTES // max(1, size)

@@ -21,7 +21,7 @@ from banana_batch.errors import BananaError, Exit, bug_text
 from banana_batch.models import PaidImage, QueuedJob, Reserve
 from banana_batch.ports import Clock, Disk, Endpoint, Events, Images, Pacer, Store
 
-from .downloads import Downloads
+from .downloads import CROWD, Downloads
 from .feed import Feed
 from .sending import Rules, Sending, credits_free, reserve_now
 from .stops import Stop, Streak
@@ -43,7 +43,7 @@ class PoolConfig(Struct, frozen=True):
     Attributes:
         concurrency: Paid calls in flight at most; 0: send nothing (`download`).
         fetchers: Images being fetched at most.
-        crowd: Of small ones so many times as many.
+        crowd: Of small ones so many times as many, while calls are under way.
         limit: Jobs that may be sent for the first time; None: all.
         resend: Jobs in doubt may be sent again once.
         download_wait_s: See Downloads.
@@ -55,7 +55,7 @@ class PoolConfig(Struct, frozen=True):
     rules: Rules
     limit: int | None = None
     resend: bool = False
-    crowd: int = 4
+    crowd: int = CROWD
     download_wait_s: float = 900.0
     grace_s: float = 630.0
 
@@ -173,7 +173,7 @@ class Pool:
                 feed = group.create_task(self._feed(), name="feed") if workers else None
                 workers += [
                     group.create_task(self._downloads.work(), name=f"fetch-{number}")
-                    for number in range(1, self._config.fetchers * self._config.crowd + 1)
+                    for number in range(1, self._config.fetchers * CROWD + 1)
                 ]
                 await asyncio.wait(workers)
                 watch.cancel()

@@ -165,6 +165,10 @@ class StateStore:
         """Run any other change, or read, in a group of its turn; durable when the future ends."""
         return self._group.put(operation)
 
+    def alone(self) -> None:
+        """From now on changes come one at a time: none waits for others that could share its commit."""
+        self._group.gather_s = 0.0
+
     async def flush(self) -> None:
         """Wait for changes that nobody waits for any more: what was answered is recorded, however a run ends."""
         await self._group.idle()

@@ -83,7 +83,7 @@ async def test_without_anyone_to_tell_nothing_is_told() -> None:
 
 
 def test_what_comes_in_a_row_shares_a_step_and_the_first_never_waits() -> None:
-    """After a pause a group starts at once; the next one gathers, unless as many wait as a group takes."""
+    """After a pause a group starts at once; the next one gathers, unless as many wait as a group takes, or none is to."""
     started: list[tuple[float, list[int]]] = []
 
     async def scene() -> None:
@@ -102,9 +102,11 @@ def test_what_comes_in_a_row_shares_a_step_and_the_first_never_waits() -> None:
         assert await asyncio.gather(*map(group.put, (4, 5, 6))) == [4, 5, 6]
         await asyncio.sleep(10)
         assert await group.put(7) == 7
+        group.gather_s = 0.0
+        assert await group.put(8) == 8
 
     simulate(scene)
-    assert started == [(0.0, [1]), (0.5, [2, 3]), (0.5, [4, 5, 6]), (10.5, [7])]
+    assert started == [(0.0, [1]), (0.5, [2, 3]), (0.5, [4, 5, 6]), (10.5, [7]), (10.5, [8])]
 
 
 async def test_idle_waits_for_what_nobody_waits_for() -> None:

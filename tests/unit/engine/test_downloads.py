@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from banana_batch.engine.downloads import Downloads
+from banana_batch.engine.downloads import CROWD, Downloads
 from banana_batch.engine.stops import Stop
 from banana_batch.errors import Exit
 from banana_batch.images import failures
@@ -23,7 +23,7 @@ from tests.torture.virtual import Inline, virtual_network
 from tests.unit.pacing.simulated import KIND, make_pacer, simulate
 from tests.unit.store.small import HELD, Flaky, opened, paid, states
 
-WIDTH, CROWD, IMAGES = 3, 4, 60
+WIDTH, IMAGES = 3, 60
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def db(tmp_path: Path) -> Iterator[Flaky]:
 class Patient(FakeImages):
     """A host that answers when everybody who may ask has asked."""
 
-    at_once = most = 0
+    at_once = most = fetched = 0
 
     async def fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
         self.at_once += 1
@@ -43,6 +43,7 @@ class Patient(FakeImages):
         for _ in range(8 * WIDTH):
             await asyncio.sleep(0)
         self.at_once -= 1
+        self.fetched += 1
         return await super().fetch(image)
 
 
@@ -91,6 +92,7 @@ class Scene:
         *,
         calls: int = 64,
         width: int = WIDTH,
+        crowd: int = CROWD,
         wait_s: float = 900.0,
     ) -> None:
         self.store = StateStore(db, Inline(), clock, runs.begin_run(db, 0, None), folder)
@@ -99,7 +101,7 @@ class Scene:
         self.tasks = width * CROWD
         self.downloads = Downloads(
             self.store, images, clock, Told(), self.pacer,
-            calls=calls, width=width, crowd=CROWD, wait_s=wait_s, rng=random.Random(1), on_stop=self._stop,
+            calls=calls, width=width, crowd=crowd, wait_s=wait_s, rng=random.Random(1), on_stop=self._stop,
         )  # fmt: skip
 
     def _stop(self, stop: Stop) -> None:
@@ -134,6 +136,23 @@ async def test_more_small_images_than_large_ones(db: Flaky, tmp_path: Path, size
     assert states(db) == {"done": IMAGES}
     assert images.most == most
     assert not scene.stops
+
+
+async def test_more_images_come_at_once_when_no_call_can_suffer_any_more(db: Flaky, tmp_path: Path) -> None:
+    """In a wide run images are held to fewer, as calls go first; the last ones are not."""
+    images = Patient(tmp_path, 64)
+    scene = Scene(db, images, tmp_path, SystemClock(), crowd=2)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        for _ in range(scene.tasks):
+            group.create_task(scene.downloads.work())
+        for image in await scene.buy():
+            scene.downloads.put(image)
+            await asyncio.sleep(0)
+        assert images.most == 2 * WIDTH
+        assert images.fetched < IMAGES // 2
+        scene.downloads.close()
+    assert states(db) == {"done": IMAGES}
+    assert images.most == CROWD * WIDTH
 
 
 @pytest.mark.parametrize(("calls", "waiting", "held"), [(64, 256, 0), (64, 257, 1), (2000, 4000, 0), (2000, 4001, 1)])
