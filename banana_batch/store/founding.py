@@ -88,4 +88,6 @@ class Founder(Listed):
     def apply(self, *, reuse: bool = False) -> None:
         """See Listed: what is left to be done is to tie those together that share a paid call."""
         if reuse:
+            # Kept in memory, to be undone, this would be most of the state; a state without a name needs no undoing.
+            self._db.execute("PRAGMA journal_mode = OFF")
             self._twin()

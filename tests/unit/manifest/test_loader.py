@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import subprocess
-import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from banana_batch.manifest import open_manifests, plan_jobs
 from banana_batch.manifest.sources import find_sources, refuse_gainsaid
 from banana_batch.settings import Settings
 from tests.unit.manifest.planning import plan_files
+from tests.unit.peak import printed_and_peak
 
 
 def _fingerprint(folder: Path, *names: str, after: bool = True, **settings: Any) -> bytes | None:
@@ -188,28 +187,24 @@ def test_a_file_of_many_layouts_and_combinations_is_planned_at_bounded_memory(tm
 
 
 _MEASURE = """
-import resource, sys
+import sys
 from io import BytesIO
 from pathlib import Path
 from banana_batch.manifest import open_manifests
 from banana_batch.settings import Settings
 problems = []
 count = sum(1 for _ in open_manifests([sys.argv[1]], Settings(), Path("/"), BytesIO()).jobs(problems, []))
-print(count, len(problems), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(count, len(problems))
 """
-# A process begins with the peak of the one that started it: the tests' own must not hide what is measured.
-_SMALL = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', *sys.argv[1:]]))"
 
 
 def test_memory_is_flat_in_the_number_of_rows(tmp_path: Path) -> None:
     """Rows stream: thirty times the rows, the same memory."""
     used = []
-    unit = 1 if sys.platform == "darwin" else 1024
     for count in (1_000, 30_000):
         path = tmp_path / f"{count}.jsonl"
         path.write_text("\n".join(json.dumps({"prompt": f"{'a long prompt ' * 20} {n}", "n": n}) for n in range(count)))
-        ran = subprocess.run([sys.executable, "-c", _SMALL, _MEASURE, path], capture_output=True, check=True, text=True)
-        planned, problems, peak = map(int, ran.stdout.split())
-        assert (planned, problems) == (count, 0)
-        used.append(peak * unit)
+        printed, peak = printed_and_peak(_MEASURE, path)
+        assert printed == [count, 0]
+        used.append(peak)
     assert used[1] - used[0] < 4 << 20

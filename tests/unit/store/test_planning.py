@@ -19,6 +19,7 @@ from banana_batch.store.difference import Difference
 from banana_batch.store.founding import Founder
 from banana_batch.store.listed import Listed
 from banana_batch.store.planning import Planner
+from tests.unit.peak import printed_and_peak
 
 
 @pytest.fixture
@@ -189,6 +190,35 @@ def test_the_first_manifest_is_what_staging_would_make_of_it(
             made = db.execute("SELECT * FROM jobs JOIN kinds USING (kind) ORDER BY job").fetchall()
             outcomes.append(([], difference, [tuple(job) for job in made]))
     assert outcomes[0] == outcomes[1]
+
+
+_MEASURE = """
+import sys
+from pathlib import Path
+from banana_batch.models import INDEX_MARK, Kind, PlannedJob
+from banana_batch.store.database import Unborn
+from banana_batch.store.founding import Founder
+count, kind, long = int(sys.argv[2]), Kind("model", "1K"), "a long prompt " * 300
+db = Unborn(Path(sys.argv[1])).open()
+founder = Founder(db, 5)
+pairs = ((n, n // 2) for n in range(count))
+founder.stage((
+    PlannedJob(None, twin.to_bytes(16, "little"), kind, f"{long}{twin}", None, None, None, INDEX_MARK, "a", n)
+    for n, twin in pairs), default_names=True)
+founder.apply(reuse=True)
+print(db.execute("SELECT count(*) FROM jobs WHERE twin IS NOT NULL").fetchone()[0])
+"""
+
+
+def test_rows_that_ask_for_the_same_are_tied_in_flat_memory(tmp_path: Path) -> None:
+    """Numbered and tied, row by row over the whole state: none of it is kept to be undone."""
+    used = []
+    for count in (200, 10_000):  # 42 MB of prompts
+        (tmp_path / str(count)).mkdir()
+        printed, peak = printed_and_peak(_MEASURE, tmp_path / str(count), count)
+        assert printed == [count // 2]
+        used.append(peak)
+    assert used[1] - used[0] < 8 << 20
 
 
 def test_a_job_never_sent_takes_its_new_request(db: sqlite3.Connection) -> None:
