@@ -113,7 +113,6 @@ class Listing:
             # A job's row is shorter than what the state holds of it.
             if shutil.disk_usage(self._out).free < ROOM_BYTES + database.state_path(self._out).stat().st_size:
                 return None
-            database.fold_log(self._out)  # of a log of 4,000 pages this takes longer than all else that a run ends with
             return self._further(_Early(self._open.enter_context(replaced(self._out, FILE_NAME)), 0))
         except Exception:  # noqa: BLE001  # it comes to light, and is told, when all is written at the end
             self._discard()  # its room may be what an image needs

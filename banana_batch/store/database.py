@@ -2,7 +2,8 @@
 
 Rule 1: a file that is not ours, newer, too old, or damaged is refused; nothing is repaired in silence.
 Rule 2: WAL and synchronous=FULL are read back: a pragma that failed leaves no trace but its answer.
-Rule 3: one connection that writes rows; readers open read-only and never take the lock.
+Rule 3: one writing connection, and no checkpoint but its own: with two, SQLite up to 3.51.2 may lose commits. Readers
+        open read-only and never take the lock.
 """
 
 import contextlib
@@ -248,16 +249,6 @@ def open_reader(out: Path, *, still: bool = False) -> sqlite3.Connection:
                 raise
             # A folder where nobody may write: an archive, or a disk that is mounted so.
             return _reader(out, "ro&immutable=1")
-
-
-def fold_log(out: Path) -> None:
-    """Bring what stands in the log into the file. Whoever writes meanwhile waits for nothing.
-
-    Raises:
-        sqlite3.Error: it can't be done; the log holds it still.
-    """
-    with contextlib.closing(_connect(state_path(out))) as db:
-        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def in_use(out: Path) -> bool:

@@ -2,12 +2,9 @@
 
 import errno
 import os
-import shutil
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +20,7 @@ from banana_batch.report.results import FILE_NAME, add_results, result_dict, wri
 from banana_batch.store import queries, runs
 from banana_batch.store.state import StateStore
 from tests.torture.virtual import Inline
-from tests.unit.store.small import CREDIT, Flaky, opened, paid, states
+from tests.unit.store.small import CREDIT, Flaky, opened, paid
 
 JOBS = 6
 REFUSED = Settled(Event.REFUSED, Settlement.REFUSED, "refused_400", "no")
@@ -104,20 +101,6 @@ async def test_the_head_is_written_when_the_last_call_leaves(
         await settle(store, paid())
     assert_written_whole(listing, db, tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes().count(b"\n") == JOBS
-
-
-async def test_the_log_is_brought_into_the_state_when_the_last_call_leaves(
-    store: StateStore, listing: Listing, tmp_path: Path
-) -> None:
-    """The end of a run need not wait for what can be done while it waits."""
-    await settle(store, paid())
-    listing.calls = 1
-    hear(listing, 1)
-    assert early_rows(listing) == 1
-    (tmp_path / "without its log").mkdir()
-    alone = shutil.copy(tmp_path / "state.sqlite3", tmp_path / "without its log")
-    with closing(sqlite3.connect(alone)) as db:
-        assert states(db) == {"done": 1, "pending": JOBS - 1}
 
 
 async def test_more_is_written_as_the_last_images_come(
