@@ -29,7 +29,7 @@ from . import outcome
 from .hook import on_finish
 from .options import with_settings
 from .plan import plan_json, plan_text
-from .terminal import Terminal, breakable, confirmed, signals
+from .terminal import Orders, Terminal, breakable, confirmed, orders, signals
 
 RESOLVERS = 16  # names looked up at once: dead name servers of image hosts must not keep the gateway's name waiting
 DESCRIPTORS = 32_768  # at `-c 10000` a paid call, its fetch and its file, and some
@@ -137,7 +137,8 @@ def finish(work: Work, told: Told) -> int:
     task = Run(work, watched)
     assert view is not None
     try:
-        account = uvloop.run(_with_signals(task, view))
+        with orders() as taken:
+            account = uvloop.run(_with_signals(task, view, taken))
     except BananaError as failed:
         view.close()
         on_finish(settings, outcome.failed_summary(failed.exit, work.out, settings.budget), work.out)
@@ -171,9 +172,9 @@ class _Resolvers(ThreadPoolExecutor):
         super().shutdown(wait=False, cancel_futures=True)
 
 
-async def _with_signals(task: Run, view: Terminal) -> Account:
+async def _with_signals(task: Run, view: Terminal, taken: Orders) -> Account:
     asyncio.get_running_loop().set_default_executor(_Resolvers(RESOLVERS, "names"))
-    async with signals(task, view):
+    async with signals(task, view, taken):
         return await task.run()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
@@ -110,8 +111,49 @@ async def _typed(question: str) -> str:
         loop.remove_reader(sys.stdin.fileno())
 
 
+class Orders:
+    """Takes orders to stop, from before the loop is made until after it is closed: raised in there they would break it.
+
+    Attributes:
+        to: Who gets each of them now; None: nobody can, it waits.
+    """
+
+    def __init__(self) -> None:
+        self.to: Callable[[signal.Signals], object] | None = None
+        self._waiting: deque[signal.Signals] = deque()
+
+    def come(self, number: int, _frame: object) -> None:
+        """Be the handler of a signal."""
+        self._waiting.append(signal.Signals(number))
+        self.hand_on()
+
+    def hand_on(self) -> None:
+        """Hand on what waits, if somebody takes it. The next may come in the middle of this: each is taken once."""
+        while self.to is not None:
+            try:
+                number = self._waiting.popleft()
+            except IndexError:
+                return
+            self.to(number)
+
+
+@contextlib.contextmanager
+def orders() -> Iterator[Orders]:
+    """Take orders to stop for as long as the context lasts. One that nobody came to take is forgotten then: the run is
+    over."""
+    taken = Orders()
+    before = {number: signal.signal(number, taken.come) for number in _orders()}
+    try:
+        for number in before:
+            signal.siginterrupt(number, False)
+        yield taken
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)
+
+
 @contextlib.asynccontextmanager
-async def signals(run: Run, view: Terminal) -> AsyncIterator[None]:
+async def signals(run: Run, view: Terminal, taken: Orders) -> AsyncIterator[None]:
     """Turn signals into drains: the first lets calls in flight end, the second cuts them off.
 
     Own handlers: asyncio's would cancel the main task at the first SIGINT, and with it every paid call in flight.
@@ -131,15 +173,14 @@ async def signals(run: Run, view: Terminal) -> AsyncIterator[None]:
     def show() -> None:
         view.emit("note", message=status_line(run.tally))
 
-    handled = _orders()
-    for number in handled:
-        loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGUSR1, show)
+    taken.to = lambda number: loop.call_soon_threadsafe(stop, number)
+    taken.hand_on()
     try:
         yield
     finally:
-        for number in (*handled, signal.SIGUSR1):
-            loop.remove_signal_handler(number)
+        taken.to = None
+        loop.remove_signal_handler(signal.SIGUSR1)
 
 
 def _orders() -> list[signal.Signals]:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -207,6 +209,42 @@ def test_a_run_that_waits_for_its_manifest_can_be_stopped(tmp_path: Path, number
     assert f"{number.name}: stopped before anything was sent" in ended.err
     assert "Traceback" not in ended.err
     assert not (tmp_path / "out").exists()
+
+
+_STRUCK = """
+import os, signal, sys
+number = getattr(signal, sys.argv[1])
+# The loop asks for its pipe when it begins and is closed by its runner: neither may be broken off in the middle.
+if sys.argv[2] == "begins":
+    import socket
+    def struck(*given, pair=socket.socketpair):
+        socket.socketpair = pair
+        os.kill(os.getpid(), number)
+        return pair(*given)
+    socket.socketpair = struck
+else:
+    import asyncio
+    def struck(runner, close=asyncio.Runner.close):
+        os.kill(os.getpid(), number)
+        close(runner)
+    asyncio.Runner.close = struck
+from banana_batch.__main__ import main
+sys.argv[1:] = ["run", "rows.txt", "--sandbox", "--json", "-o", "out"]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(("moment", "code", "done"), [("begins", 7, 0), ("ends", 0, 1)])
+def test_an_order_while_the_loop_is_made_or_closed_is_one_like_any_other(
+    tmp_path: Path, number: str, moment: str, code: int, done: int
+) -> None:
+    """It waits until somebody can take it: nothing breaks; after the last image there is nothing left to stop."""
+    (tmp_path / "rows.txt").write_text("a lighthouse\n")
+    arguments = [sys.executable, "-c", _STRUCK, number, moment]
+    ran = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, json.loads(ran.stdout)["jobs"]["done"]) == (code, done), ran.stderr
+    assert "bug" not in ran.stderr
 
 
 def test_a_long_wait_for_a_manifest_is_a_silent_one(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def _attached(tracer: "subprocess.Popen[bytes]", thread: int) -> None:
         if tracer.poll() is not None:
             break
     tracer.kill()
-    raise RuntimeError(f"strace is here and does not work: {tracer.communicate()[1].decode(errors='replace')[-300:]}")
+    assert tracer.stderr is not None
+    raise RuntimeError(f"strace is here and does not work: {tracer.stderr.read().decode(errors='replace')[-300:]}")
 
 
 def name_parts() -> None:
