@@ -16,7 +16,7 @@ def keep_what_is_loaded() -> None:
     looking for some.
     """
     gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
+    gc.set_threshold(50_000, 50, 100)
     gc.enable()
 
 
