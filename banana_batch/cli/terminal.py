@@ -142,7 +142,7 @@ def orders() -> Iterator[Orders]:
     """Take orders to stop for as long as the context lasts. One that nobody came to take is forgotten then: the run is
     over."""
     taken = Orders()
-    before = {number: signal.signal(number, taken.come) for number in _orders()}
+    before = {number: signal.signal(number, taken.come) for number in _stop_signals()}
     try:
         for number in before:
             signal.siginterrupt(number, False)
@@ -183,7 +183,7 @@ async def signals(run: Run, view: Terminal, taken: Orders) -> AsyncIterator[None
         loop.remove_signal_handler(signal.SIGUSR1)
 
 
-def _orders() -> list[signal.Signals]:
+def _stop_signals() -> list[signal.Signals]:
     """Return the signals that are an order to stop."""
     # A lost ssh, a closed window: calls in flight are let end. Under nohup it is no order at all.
     hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
@@ -230,7 +230,7 @@ def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
 
     Unlike the loop's own handlers these end a system call that waits, too.
     """
-    before = {number: signal.signal(number, handler) for number in _orders()}
+    before = {number: signal.signal(number, handler) for number in _stop_signals()}
     # One that comes while this thread waits for its turn would be noticed after the next system call only: ended, too.
     ticking = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, _NOTICED_WITHIN_S, _NOTICED_WITHIN_S)
