@@ -112,29 +112,29 @@ async def _typed(question: str) -> str:
 
 
 class Orders:
-    """Takes orders to stop, from before the loop is made until after it is closed: raised in there they would break it.
-
-    Attributes:
-        to: Who gets each of them now; None: nobody can, it waits.
-    """
+    """Takes orders to stop from before the loop is made until it is closed: raised in there they would break it."""
 
     def __init__(self) -> None:
-        self.to: Callable[[signal.Signals], object] | None = None
+        self._to: Callable[[signal.Signals], object] | None = None
         self._waiting: deque[signal.Signals] = deque()
 
     def come(self, number: int, _frame: object) -> None:
         """Be the handler of a signal."""
         self._waiting.append(signal.Signals(number))
-        self.hand_on()
+        self.hand_to(self._to)
 
-    def hand_on(self) -> None:
-        """Hand on what waits, if somebody takes it. The next may come in the middle of this: each is taken once."""
-        while self.to is not None:
+    def hand_to(self, to: Callable[[signal.Signals], object] | None) -> None:
+        """Hand each order, those that wait too, to whoever takes them from now on; None: nobody can, they wait.
+
+        The next may come in the middle of this: each is taken once.
+        """
+        self._to = to
+        while to is not None:
             try:
                 number = self._waiting.popleft()
             except IndexError:
                 return
-            self.to(number)
+            to(number)
 
 
 @contextlib.contextmanager
@@ -142,14 +142,8 @@ def orders() -> Iterator[Orders]:
     """Take orders to stop for as long as the context lasts. One that nobody came to take is forgotten then: the run is
     over."""
     taken = Orders()
-    before = {number: signal.signal(number, taken.come) for number in _stop_signals()}
-    try:
-        for number in before:
-            signal.siginterrupt(number, False)
+    with _stops_come_to(taken.come, interrupting=False):
         yield taken
-    finally:
-        for number, handled in before.items():
-            signal.signal(number, handled)
 
 
 @contextlib.asynccontextmanager
@@ -174,12 +168,11 @@ async def signals(run: Run, view: Terminal, taken: Orders) -> AsyncIterator[None
         view.emit("note", message=status_line(run.tally))
 
     loop.add_signal_handler(signal.SIGUSR1, show)
-    taken.to = lambda number: loop.call_soon_threadsafe(stop, number)
-    taken.hand_on()
+    taken.hand_to(lambda number: loop.call_soon_threadsafe(stop, number))
     try:
         yield
     finally:
-        taken.to = None
+        taken.hand_to(None)
         loop.remove_signal_handler(signal.SIGUSR1)
 
 
@@ -212,7 +205,7 @@ def breakable(ready: Callable[[], AbstractContextManager[Prepared]]) -> Iterator
     prepared = None
     with contextlib.ExitStack() as stack:
         try:
-            with _handled_by(halt):
+            with _stops_come_to(halt, interrupting=True), _ticking():
                 prepared = stack.enter_context(ready())
         except BaseException:
             if not told:
@@ -225,13 +218,26 @@ def breakable(ready: Callable[[], AbstractContextManager[Prepared]]) -> Iterator
 
 
 @contextlib.contextmanager
-def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle orders to stop where the program is, and no longer between two turns of the loop.
+def _stops_come_to(handler: Callable[[int, object], None], *, interrupting: bool) -> Iterator[None]:
+    """Hand orders to stop to a handler.
 
-    Unlike the loop's own handlers these end a system call that waits, too.
+    Args:
+        interrupting: They end a system call that waits, too. It is the other way round before and afterwards.
     """
     before = {number: signal.signal(number, handler) for number in _stop_signals()}
-    # One that comes while this thread waits for its turn would be noticed after the next system call only: ended, too.
+    try:
+        for number in before:
+            signal.siginterrupt(number, interrupting)
+        yield
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)
+            signal.siginterrupt(number, not interrupting)
+
+
+@contextlib.contextmanager
+def _ticking() -> Iterator[None]:
+    """Let an order be noticed that comes while this thread waits for its turn: else only after the next system call."""
     ticking = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, _NOTICED_WITHIN_S, _NOTICED_WITHIN_S)
     woken = signal.set_wakeup_fd(-1)  # the loop takes nothing in meanwhile: its pipe would be full in a minute
@@ -241,6 +247,3 @@ def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
         signal.set_wakeup_fd(woken)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, ticking)
-        for number, handled in before.items():
-            signal.signal(number, handled)
-            signal.siginterrupt(number, False)  # as the loop has it

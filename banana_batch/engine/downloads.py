@@ -149,7 +149,7 @@ class Downloads:
             await self._failed(image, result)
             return
         self._late_since_s = None
-        self._fitting = 1 if result.bytes > SMALL_BYTES else 2 * SMALL_BYTES // max(1, result.bytes)
+        self._fitting = max(1, 2 * SMALL_BYTES // max(1, result.bytes))
         await self._store.finish(image.index, result)
         self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
         outage, self._failed_in_row = self._failed_in_row >= OUTAGE, 0

@@ -3,7 +3,8 @@
 import asyncio
 import errno
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ class Scene:
             calls=calls, width=width, crowd=crowd, wait_s=wait_s, rng=random.Random(1), on_stop=self._stop,
         )  # fmt: skip
 
+    @asynccontextmanager
+    async def fetching(self, within_s: float = 20) -> AsyncIterator[None]:
+        """Fetch meanwhile, then until all is done: no paid call is out any more."""
+        async with asyncio.timeout(within_s), asyncio.TaskGroup() as group:
+            for _ in range(self.tasks):
+                group.create_task(self.downloads.work())
+            yield
+            self.downloads.close()
+
+    async def come(self) -> None:
+        """Buy all images; they come one after the other."""
+        for image in await self.buy():
+            self.downloads.put(image)
+            await asyncio.sleep(0)
+
     def _stop(self, stop: Stop) -> None:
         self.stops.append((asyncio.get_running_loop().time(), stop))
 
@@ -126,13 +142,8 @@ async def test_more_small_images_than_large_ones(db: Flaky, tmp_path: Path, size
     """
     images = Patient(tmp_path, size)
     scene = Scene(db, images, tmp_path, SystemClock())
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        for _ in range(scene.tasks):
-            group.create_task(scene.downloads.work())
-        for image in await scene.buy():
-            scene.downloads.put(image)
-            await asyncio.sleep(0)
-        scene.downloads.close()
+    async with scene.fetching():
+        await scene.come()
     assert states(db) == {"done": IMAGES}
     assert images.most == most
     assert not scene.stops
@@ -142,15 +153,10 @@ async def test_more_images_come_at_once_when_no_call_can_suffer_any_more(db: Fla
     """In a wide run images are held to fewer, as calls go first; the last ones are not."""
     images = Patient(tmp_path, 64)
     scene = Scene(db, images, tmp_path, SystemClock(), crowd=2)
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        for _ in range(scene.tasks):
-            group.create_task(scene.downloads.work())
-        for image in await scene.buy():
-            scene.downloads.put(image)
-            await asyncio.sleep(0)
+    async with scene.fetching():
+        await scene.come()
         assert images.most == 2 * WIDTH
         assert images.fetched < IMAGES // 2
-        scene.downloads.close()
     assert states(db) == {"done": IMAGES}
     assert images.most == CROWD * WIDTH
 
@@ -178,12 +184,9 @@ async def _left_by_an_earlier_run(db: Flaky, folder: Path, clock: Clock) -> None
 
 async def _fetched(scene: Scene) -> Scene:
     """Fetch; the calls end once the run is to stop, as they do in a pool."""
-    async with asyncio.timeout(4 * 3600), asyncio.TaskGroup() as group:
-        for _ in range(scene.tasks):
-            group.create_task(scene.downloads.work())
+    async with scene.fetching(4 * 3600):
         while not scene.stops:
             await asyncio.sleep(1)
-        scene.downloads.close()
     return scene
 
 
@@ -212,12 +215,9 @@ def test_no_try_is_waited_for_past_the_time(db: Flaky, tmp_path: Path) -> None:
         scene = Scene(db, Dead(tmp_path, gone=range(IMAGES + 1)), tmp_path, clock, wait_s=1.0)
         for image in await scene.buy():
             scene.downloads.put(image)
-        async with asyncio.timeout(600), asyncio.TaskGroup() as group:
-            for _ in range(scene.tasks):
-                group.create_task(scene.downloads.work())
+        async with scene.fetching(600):
             await asyncio.sleep(30)
             began_s = asyncio.get_running_loop().time()
-            scene.downloads.close()
         return asyncio.get_running_loop().time() - began_s
 
     with virtual_network():
@@ -234,11 +234,8 @@ def test_a_silent_host_is_not_asked_for_each_image_when_the_time_is_over(db: Fla
         scene = Scene(db, images, tmp_path, VirtualClock(), wait_s=2.0)
         for image in await scene.buy():
             scene.downloads.put(image)
-        async with asyncio.timeout(3600), asyncio.TaskGroup() as group:
-            for _ in range(scene.tasks):
-                group.create_task(scene.downloads.work())
+        async with scene.fetching(3600):
             await asyncio.sleep(1)
-            scene.downloads.close()
         return asyncio.get_running_loop().time()
 
     with virtual_network():
@@ -258,16 +255,13 @@ async def test_a_full_disk_is_left_to_answers(db: Flaky, tmp_path: Path, trouble
         db.full = lambda sql: sql == "COMMIT" and next(commits, False)
         await scene.store.do(lambda _db: None)
         assert scene.store.broken is not None
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        for image in bought[:30]:
-            scene.downloads.put(image)
-        for _ in range(scene.tasks):
-            group.create_task(scene.downloads.work())
+    for image in bought[:30]:
+        scene.downloads.put(image)
+    async with scene.fetching():
         while not scene.stops:
             await asyncio.sleep(0)
         for image in bought[30:]:
             scene.downloads.put(image)
-        scene.downloads.close()
     assert {stop.exit for _, stop in scene.stops} == {Exit.DISK}
     assert images.tries == tries
     assert states(db) == {"paid": IMAGES}
