@@ -86,6 +86,11 @@ class Downloads:
         """Images that are paid and not on disk."""
         return len(self._ready) + len(self._due) + self._fetching
 
+    @property
+    def _most(self) -> int:
+        """Images that may be under way at once, as large as the last one."""
+        return self._width * min(self._crowd, self._fitting)
+
     def put(self, image: PaidImage) -> None:
         """Queue an image that was just paid for."""
         if self._left:
@@ -149,7 +154,10 @@ class Downloads:
             await self._failed(image, result)
             return
         self._late_since_s = None
+        most = self._most
         self._fitting = max(1, 2 * SMALL_BYTES // max(1, result.bytes))
+        if self._most > most:
+            self._waiters.wake_all()
         await self._store.finish(image.index, result)
         self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
         outage, self._failed_in_row = self._failed_in_row >= OUTAGE, 0
@@ -226,7 +234,7 @@ class Downloads:
             if self._store.broken is not None and not self._left:
                 self._on_stop(Stop(Exit.DISK, str(self._store.broken), self._store.broken.hint or ""))
                 self._give_up(for_good=True)
-            if self._fetching >= self._width * min(self._crowd, self._fitting):
+            if self._fetching >= self._most:
                 await self._waiters.wait()
             elif self._due and self._due[0][0] <= self._clock.monotonic_s():
                 return heapq.heappop(self._due)[2]

@@ -34,18 +34,34 @@ def db(tmp_path: Path) -> Iterator[Flaky]:
 
 
 class Patient(FakeImages):
-    """A host that answers when everybody who may ask has asked."""
+    """A host that answers what is asked for first, and then nothing until so many are asked for at once; then all.
 
-    at_once = most = fetched = 0
+    Args:
+        until: How many.
+    """
+
+    def __init__(self, out: Path, size: int, until: int) -> None:
+        super().__init__(out, size)
+        self._until = until
+        self._at_once = self._fetched = self.most = 0
+
+    async def asked(self, for_images: int) -> None:
+        """Wait until so many are asked for at once, and long enough for more of them to be seen."""
+        while self.most < for_images:
+            await asyncio.sleep(0)
+        await self._a_while()
 
     async def fetch(self, image: PaidImage) -> StoredImage | FetchFailed:
-        self.at_once += 1
-        self.most = max(self.most, self.at_once)
+        self._at_once += 1
+        self.most = max(self.most, self._at_once)
+        await (self.asked(self._until) if self._fetched else self._a_while())
+        self._at_once -= 1
+        self._fetched += 1
+        return await super().fetch(image)
+
+    async def _a_while(self) -> None:
         for _ in range(8 * WIDTH):
             await asyncio.sleep(0)
-        self.at_once -= 1
-        self.fetched += 1
-        return await super().fetch(image)
 
 
 class Dead(FakeImages):
@@ -140,7 +156,7 @@ async def test_more_small_images_than_large_ones(db: Flaky, tmp_path: Path, size
 
     The memory of those that are under way is bounded: the smaller they are, the more.
     """
-    images = Patient(tmp_path, size)
+    images = Patient(tmp_path, size, until=most)
     scene = Scene(db, images, tmp_path, SystemClock())
     async with scene.fetching():
         await scene.come()
@@ -151,12 +167,12 @@ async def test_more_small_images_than_large_ones(db: Flaky, tmp_path: Path, size
 
 async def test_more_images_come_at_once_when_no_call_can_suffer_any_more(db: Flaky, tmp_path: Path) -> None:
     """In a wide run images are held to fewer, as calls go first; the last ones are not."""
-    images = Patient(tmp_path, 64)
+    images = Patient(tmp_path, 64, until=CROWD * WIDTH)
     scene = Scene(db, images, tmp_path, SystemClock(), crowd=2)
     async with scene.fetching():
         await scene.come()
+        await images.asked(2 * WIDTH)
         assert images.most == 2 * WIDTH
-        assert images.fetched < IMAGES // 2
     assert states(db) == {"done": IMAGES}
     assert images.most == CROWD * WIDTH
 
@@ -173,6 +189,17 @@ async def test_calls_are_held_back_when_more_images_wait_than_two_waves_leave(
     await asyncio.sleep(0)
     assert turn.done() is not bool(held)
     turn.cancel()
+
+
+async def test_more_come_at_once_as_soon_as_they_are_known_to_be_small(db: Flaky, tmp_path: Path) -> None:
+    """Also where all were queued before the first one came, as after a stop: no new one needs to wake anybody."""
+    images = Patient(tmp_path, 64, until=CROWD * WIDTH)
+    scene = Scene(db, images, tmp_path, SystemClock())
+    for image in await scene.buy():
+        scene.downloads.put(image)
+    async with scene.fetching():
+        await images.asked(CROWD * WIDTH)
+    assert states(db) == {"done": IMAGES}
 
 
 async def _left_by_an_earlier_run(db: Flaky, folder: Path, clock: Clock) -> None:
