@@ -153,8 +153,9 @@ def _sorted(
 def _begin(db: sqlite3.Connection, begins: Sequence[Begin], numbers: range, known: Known, sent_us: int) -> list[Move]:
     move(db, [(begin.job.index, _IN_DOUBT, _RESENT, None, 0, 0) for begin in begins if begin.job.resend])
     rows = [
-        (number, begin.job.index, known.kind(db, begin.job.kind), begin.reserve.micro, int(begin.reserve.ceiling))
+        (number, begin.job.index, known.kind(db, begin.job.kind), held.micro, int(held.ceiling))
         for number, begin in zip(numbers, begins, strict=True)
+        for held in (known.held(begin.job.kind, begin.reserve),)
     ]
     _BEGIN.run(db, rows, known.run, sent_us)
     return [(index, _PENDING, _SENT, number, 0, 1) for number, index, *_ in rows]

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from banana_batch.models import Kind, Totals
+from banana_batch.models import Kind, Reserve, Totals
 
 from .queries import next_attempt
 
@@ -59,6 +59,11 @@ class Known:
         first = self._next_attempt + self._numbered
         self._numbered += attempts
         return range(first, first + attempts)
+
+    def held(self, kind: Kind, reserve: Reserve) -> Reserve:
+        """Return a reserve as the ledger has it, or will once it is written: the first price brought it down."""
+        lowered = self.lowered.get(kind) if reserve.ceiling else None
+        return reserve if lowered is None else Reserve(min(reserve.micro, lowered), ceiling=False)
 
     def see_prices(self, db: sqlite3.Connection, stated: Iterable[tuple[Kind, int]]) -> None:
         """Learn from what answers cost.

@@ -96,8 +96,7 @@ class StateStore:
 
     def held_micro(self, kind: Kind, reserve: Reserve) -> int:
         """See ports.Store."""
-        lowered = self._known.lowered.get(kind) if reserve.ceiling else None
-        return reserve.micro if lowered is None else min(reserve.micro, lowered)
+        return self._known.held(kind, reserve).micro
 
     # Pages of what waits.
 

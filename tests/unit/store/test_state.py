@@ -204,13 +204,26 @@ async def test_a_price_that_the_user_tells_brings_ceilings_down(db: Flaky, store
     assert queries.totals(db) == Totals(reserved=0, spent=4 * CREDIT, at_risk=2 * CREDIT, wasted=2 * CREDIT)
 
 
-async def test_a_ceiling_that_was_set_beside_the_first_price_comes_down_at_the_next_start(
+async def test_a_ceiling_that_was_set_beside_the_first_price_is_written_down_as_that(
+    db: Flaky, store: StateStore
+) -> None:
+    """Decided when no price was known, and written behind it."""
+    await store.settle(*await begun(store), paid(13 * CREDIT))
+    attempt, job = await begun(store)
+    assert store.totals.reserved == 13 * CREDIT
+    assert db.execute("SELECT ceiling FROM attempts WHERE outcome = 'sending'").fetchone()[0] == 0
+    await store.settle(attempt, job, DOUBT)
+    assert store.totals.at_risk == 13 * CREDIT
+
+
+async def test_a_ceiling_that_an_earlier_version_left_comes_down_at_the_next_start(
     db: Flaky, store: StateStore, tmp_path: Path
 ) -> None:
-    """Begun when no price was known, and written down behind it."""
+    """It wrote one down behind the first price."""
     await store.settle(*await begun(store), paid(13 * CREDIT))
     await store.settle(*await begun(store), DOUBT)
-    assert store.totals.at_risk == 50 * CREDIT
+    db.execute("UPDATE attempts SET reserved = ?, ceiling = 1 WHERE outcome = 'doubt'", (50 * CREDIT,))
+    assert queries.totals(db).at_risk == 50 * CREDIT
     await recover(db, tmp_path, SystemClock(), Told())
     assert queries.totals(db).at_risk == 13 * CREDIT
 
