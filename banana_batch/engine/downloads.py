@@ -1,6 +1,6 @@
 """Fetching what was paid for. Free, so it is tried until it works or the time for it is over.
 
-Rule 1: it holds no paid call's place, and backs off on its own clock.
+Rule 1: it holds no paid call's place, gives way to those that are just leaving, and backs off on its own clock.
 Rule 2: urls expire: with many images waiting, new paid calls are held back; after an outage the waiting go first.
 Rule 3: only the host's word that an image is gone, in a later run too, or the same damaged bytes twice, make it lost.
 """
@@ -44,13 +44,15 @@ class Downloads:
             last paid call has ended.
         wait_s: How long to go on after the last paid call for images that can't be fetched yet, and with calls held
             back for them: from the last one that came.
+        yielding: Tells whether paid calls are just leaving. Images wait for them, which takes milliseconds, unless more
+            do than calls can end at once: beside a wave of calls there is time for its images until the next one.
         on_stop: Told of what must end the run: a broken disk, an address that may not be fetched.
     """
 
     def __init__(
         self, store: Store, images: Images, clock: Clock, events: Events, pacer: Pacer, *, calls: int, width: int,
         crowd: int, wait_s: float, rng: random.Random,
-        on_stop: Callable[[Stop], None],
+        on_stop: Callable[[Stop], None], yielding: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._store = store
         self._images = images
@@ -62,6 +64,8 @@ class Downloads:
         self._wait_s = wait_s
         self._rng = rng
         self._on_stop = on_stop
+        self._calls = calls
+        self._yielding = yielding
         self._gone = 0
         self._failed_in_row = 0
         self._silent_in_row = 0  # without an answer that an image is gone
@@ -91,6 +95,10 @@ class Downloads:
         """Images that may be under way at once, as large as the last one."""
         return self._width * min(self._crowd, self._fitting)
 
+    @property
+    def _yields(self) -> bool:
+        return len(self._ready) <= self._calls and self._yielding()
+
     def put(self, image: PaidImage) -> None:
         """Queue an image that was just paid for."""
         if self._left:
@@ -98,7 +106,13 @@ class Downloads:
         self._ready.append(image)
         if len(self._ready) > self._most_ready:
             self._balance()
-        self._waiters.wake_one()
+        if not self._yields:
+            self._waiters.wake_one()
+
+    def go_on(self) -> None:
+        """Fetch what gave way to paid calls: they have left."""
+        for _ in range(min(len(self._ready) + len(self._due), self._most - self._fetching)):
+            self._waiters.wake_one()
 
     def close(self) -> None:
         """No more images will be put: the last paid call has ended."""
@@ -236,12 +250,14 @@ class Downloads:
                 self._give_up(for_good=True)
             if self._fetching >= self._most:
                 await self._waiters.wait()
+            elif self._earlier_left and not self._ready:
+                await self._refill()
+            elif self._yields:
+                await self._waiters.wait()
             elif self._due and self._due[0][0] <= self._clock.monotonic_s():
                 return heapq.heappop(self._due)[2]
             elif self._ready:
                 return self._ready.popleft()
-            elif self._earlier_left:
-                await self._refill()
             elif (self._closing_at_s is not None and not self._due and not self._fetching) or (
                 self._closing_at_s is not None and self._impatient
             ):

@@ -115,6 +115,7 @@ class Pool:
             confirm=confirm,
             has_room=self._room_on_disk,
             keep=self._keep,
+            all_begun=self._all_begun,
         )
         self._downloads = Downloads(
             store,
@@ -128,6 +129,7 @@ class Pool:
             wait_s=config.download_wait_s,
             rng=rng,
             on_stop=self._shared.stop,
+            yielding=lambda: self._shared.beginning,
         )
         self._senders = 0
         self._ordered = Waiters(clock)
@@ -238,6 +240,9 @@ class Pool:
 
     def _keep(self, image: PaidImage) -> None:
         self._downloads.put(image)
+
+    def _all_begun(self) -> None:
+        self._downloads.go_on()
 
     def _is_moved(self) -> bool:
         moved = self._disk.moved

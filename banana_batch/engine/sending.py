@@ -37,6 +37,7 @@ class Sending(Struct):
     Attributes:
         has_room: Tells whether the disk has room for one image more; where it has not, sending stops.
         keep: Takes each image that is paid for.
+        all_begun: Called when no call is `beginning` any more.
         undurable: Reserves that are decided and not yet committed, in millionths; and what answers that are not yet
             committed cost above theirs.
         on_wire: Reserves of the calls under way, by attempt, in millionths.
@@ -58,10 +59,22 @@ class Sending(Struct):
     confirm: Callable[[], Awaitable[bool]]
     has_room: Callable[[], bool]
     keep: Callable[[PaidImage], None]
+    all_begun: Callable[[], None]
     undurable: int = 0
     asked: bool = False
     asking: bool = False
     refusals: Refusals = field(default_factory=Refusals)
+
+    @property
+    def beginning(self) -> bool:
+        """Whether calls are decided and on their way out."""
+        return self.undurable > 0
+
+    def durable(self, micro: int) -> None:
+        """So much of what was `undurable` is committed, or came to nothing."""
+        self.undurable -= micro
+        if not self.beginning:
+            self.all_begun()
 
     def stop(self, stop: Stop) -> None:
         """Send nothing more. What is under way goes on."""
@@ -113,6 +126,12 @@ def _caps(shared: Sending) -> Caps:
     if rules.ask_above_micro is None or shared.asked:
         return rules.caps
     return replace(rules.caps, budget=rules.ask_above_micro)
+
+
+def is_capped(shared: Sending) -> bool:
+    """Tell whether any sum keeps calls from being sent."""
+    caps = _caps(shared)
+    return caps.budget is not None or caps.run_budget is not None
 
 
 async def _ask(shared: Sending) -> None:

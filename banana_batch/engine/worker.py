@@ -17,7 +17,7 @@ from banana_batch.lifecycle import Event, Settlement
 from banana_batch.models import Outcome, PaidImage, QueuedJob, Reply, Reserve, SendTrace, Settled, Signal
 
 from .budget import is_implausible, room
-from .sending import Sending, budget_reached, reserve_now
+from .sending import Sending, budget_reached, is_capped, reserve_now
 from .stops import Stop
 
 _SETTLEMENT = {
@@ -64,13 +64,14 @@ async def send(shared: Sending, job: QueuedJob, held: Reserve) -> None:
             return
         job, held = following
         attempt = await _go_on(shared, ended, job, held)
+        del ended, following  # the next call takes minutes, and thousands are under way
 
 
 async def _begin(shared: Sending, job: QueuedJob, held: Reserve) -> int:
     try:
         return await shared.store.begin(job, held)
     finally:
-        shared.undurable -= held.micro
+        shared.durable(held.micro)
 
 
 async def _withdraw(shared: Sending, job: QueuedJob, attempt: int) -> None:
@@ -113,11 +114,7 @@ def _count_excess(
     excess = (credits_micro or 0) - held_micro
     if settled.settlement is Settlement.PAID and excess > 0:
         shared.undurable += excess
-        settling.add_done_callback(partial(_counted, shared, excess))
-
-
-def _counted(shared: Sending, excess: int, _settled: object) -> None:
-    shared.undurable -= excess
+        settling.add_done_callback(lambda _: shared.durable(excess))
 
 
 def _off_the_wire(shared: Sending, attempt: int) -> None:
@@ -134,12 +131,13 @@ def _cut_off(trace: SendTrace) -> Settled:
 def _following(shared: Sending, ended: _Ended) -> tuple[QueuedJob, Reserve] | None:
     """Take a job, a turn and credits for the next call, all at once or not at all.
 
-    Only after an image at a known price: nothing that its settlement teaches could forbid this call.
+    Only after an image, at a known price where there is a cap: nothing that its settlement teaches could forbid this
+    call.
     """
     credits_micro = ended.reply.answer.credits_micro if ended.reply.answer else None
     if shared.stops or credits_micro is None or credits_micro > ended.held:
         return None
-    if shared.store.price_micro(ended.job.kind) is None:
+    if shared.store.price_micro(ended.job.kind) is None and is_capped(shared):
         return None
     _give_turn_back(shared, ended)
     if not shared.pacer.admit_now():

@@ -58,17 +58,19 @@ async def run(
     ask_above: int | None = None,
     confirm: Callable[[], Awaitable[bool]] | None = None,
     started: Callable[[Pool], object] = id,
+    concurrency: int = 1,
+    fetchers: int = 0,
 ) -> Ending:
     """Run all jobs, one call at a time."""
     clock = SystemClock()
     store = StateStore(world.db, Inline(), clock, runs.begin_run(world.db, 0, None), folder)
     rng = random.Random(1)
     pool = Pool(
-        PoolConfig(1, 0, Rules(Caps(budget, None, 50 * CREDIT, bounded=True), 2, ask_above)),
+        PoolConfig(concurrency, fetchers, Rules(Caps(budget, None, 50 * CREDIT, bounded=True), 2, ask_above)),
         store=store,
         endpoint=world,
         images=FakeImages(folder),
-        pacer=Pacer(clock, world.told, rng, concurrency=1, give_up_after_s=900.0),
+        pacer=Pacer(clock, world.told, rng, concurrency=concurrency, give_up_after_s=900.0),
         disk=FakeDisk(),
         clock=clock,
         events=world.told,
@@ -93,15 +95,26 @@ def assert_each_call_alone(world: World) -> None:
         assert [place for place, outcome in enumerate(durable, 1) if outcome == "sending"] == [call]
 
 
-async def test_a_plain_answer_shares_its_commit_with_the_next_begin(db: Flaky, tmp_path: Path) -> None:
-    """Once the price is known there is one commit between two calls, and both sides of it are durable."""
+@pytest.mark.parametrize(
+    ("budget", "ask_above", "until_priced"),
+    [(1000 * CREDIT, None, 2), (None, 1000 * CREDIT, 2), (None, None, 1)],
+    ids=["a budget", "a sum to ask at", "no cap"],
+)
+async def test_a_plain_answer_shares_its_commit_with_the_next_begin(
+    db: Flaky, tmp_path: Path, budget: int | None, ask_above: int | None, until_priced: int
+) -> None:
+    """There is one commit between two calls, and both sides of it are durable; where there is a cap, once the price is
+    known."""
     world = World(db)
-    ending = await run(world, tmp_path)
+    ending = await run(world, tmp_path, budget=budget, ask_above=ask_above)
     assert not ending.stops
     assert len(world.durable) == JOBS
     assert_each_call_alone(world)
     between = [later - sooner for sooner, later in zip(world.commits, world.commits[1:], strict=False)]
-    assert between == [2] + [1] * (JOBS - 2)
+    assert between == [until_priced] + [1] * (JOBS - 2)
+    # What is begun beside the first price is brought down to it in that commit.
+    reserved = [row[0] for row in db.execute("SELECT reserved FROM attempts ORDER BY attempt")]
+    assert reserved == [50 * CREDIT] + [PRICE] * (JOBS - 1)
     assert states(db) == {"paid": JOBS}
 
 
@@ -209,6 +222,21 @@ async def test_an_answer_that_is_being_read_at_the_cut_is_paid(db: Flaky, tmp_pa
     ending = await run(Frozen(db), tmp_path, started=pools.append)
     assert [stop.exit for stop in ending.stops] == [Exit.INTERRUPTED]
     assert states(db) == {"paid": 1, "pending": JOBS - 1}
+
+
+async def test_an_image_that_gave_way_comes_as_soon_as_the_calls_have_left(db: Flaky, tmp_path: Path) -> None:
+    """It is paid while the call behind a refusal is being written down, and no other image wakes anybody."""
+
+    class Waiting(World):
+        async def generate(self, job: QueuedJob, trace: SendTrace) -> Reply:
+            while self.calls >= 2 and "done" not in states(db):
+                await asyncio.sleep(0)
+            return await super().generate(job, trace)
+
+    world = Waiting(db, [Reply(classify.BAD_REQUEST, latency_s=1.0)])
+    ending = await run(world, tmp_path, concurrency=2, fetchers=1)
+    assert not ending.stops
+    assert states(db) == {"failed": 1, "done": JOBS - 1}
 
 
 async def test_a_disk_that_takes_no_answer_begins_nothing(db: Flaky, tmp_path: Path) -> None:

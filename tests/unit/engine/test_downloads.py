@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -111,6 +111,7 @@ class Scene:
         width: int = WIDTH,
         crowd: int = CROWD,
         wait_s: float = 900.0,
+        yielding: Callable[[], bool] = lambda: False,
     ) -> None:
         self.store = StateStore(db, Inline(), clock, runs.begin_run(db, 0, None), folder)
         self.pacer: Pacer = make_pacer(clock, concurrency=calls)
@@ -119,6 +120,7 @@ class Scene:
         self.downloads = Downloads(
             self.store, images, clock, Told(), self.pacer,
             calls=calls, width=width, crowd=crowd, wait_s=wait_s, rng=random.Random(1), on_stop=self._stop,
+            yielding=yielding,
         )  # fmt: skip
 
     @asynccontextmanager
@@ -199,6 +201,36 @@ async def test_more_come_at_once_as_soon_as_they_are_known_to_be_small(db: Flaky
         scene.downloads.put(image)
     async with scene.fetching():
         await images.asked(CROWD * WIDTH)
+    assert states(db) == {"done": IMAGES}
+
+
+async def test_images_give_way_to_calls_that_are_leaving(db: Flaky, tmp_path: Path) -> None:
+    """None is fetched until they have left, unless more wait than calls can end at once; then the others are."""
+    images, leaving = Patient(tmp_path, 64, until=1), [True]
+    scene = Scene(db, images, tmp_path, SystemClock(), calls=IMAGES - 5, yielding=lambda: bool(leaving))
+    async with scene.fetching():
+        await scene.come()
+        while states(db) != {"done": 5, "paid": IMAGES - 5}:
+            await asyncio.sleep(0)
+        await images.asked(1)
+        assert states(db) == {"done": 5, "paid": IMAGES - 5}
+        leaving.clear()
+        scene.downloads.go_on()
+        while scene.downloads.waiting:
+            await asyncio.sleep(0)
+    assert states(db) == {"done": IMAGES}
+
+
+async def test_what_an_earlier_run_left_is_looked_for_before_images_give_way(db: Flaky, tmp_path: Path) -> None:
+    """They are fetched first."""
+    clock = SystemClock()
+    await _left_by_an_earlier_run(db, tmp_path, clock)
+    leaving = [True]
+    scene = Scene(db, FakeImages(tmp_path), tmp_path, clock, calls=5, yielding=lambda: bool(leaving))
+    async with scene.fetching():
+        while states(db) != {"done": IMAGES - 5, "paid": 5}:
+            await asyncio.sleep(0)
+        leaving.clear()
     assert states(db) == {"done": IMAGES}
 
 
