@@ -1,6 +1,7 @@
 """Fetching what was paid for. Free, so it is tried until it works or the time for it is over.
 
-Rule 1: it holds no paid call's place, gives way to those that are just leaving, and backs off on its own clock.
+Rule 1: it holds no paid call's place, gives way for a moment to those that are just leaving, and backs off on its own
+        clock.
 Rule 2: urls expire: with many images waiting, new paid calls are held back; after an outage the waiting go first.
 Rule 3: only the host's word that an image is gone, in a later run too, or the same damaged bytes twice, make it lost.
 """
@@ -30,6 +31,7 @@ READY_WAVES = 2  # all calls in flight may end at once: so many times as many im
 GONE_LIMIT = 3  # safety.md, section 2: buying on would lose more
 _GONE_HINT = "run sooner after a stop: urls expire; look at the account before going on"
 PAGE = 256
+GIVE_WAY_S = 0.5  # a wave of 2,000 answers and the calls that follow them; in a steady flow images come beside calls
 CROWD = 4  # small images under way, times the fetchers: while one group is stored, the next comes
 
 
@@ -44,15 +46,16 @@ class Downloads:
             last paid call has ended.
         wait_s: How long to go on after the last paid call for images that can't be fetched yet, and with calls held
             back for them: from the last one that came.
-        yielding: Tells whether paid calls are just leaving. Images wait for them, which takes milliseconds, unless more
-            do than calls can end at once: beside a wave of calls there is time for its images until the next one.
+        leaving: Tells whether paid calls are just leaving, or what an answer cost in excess is being written. Images
+            wait for that, at most GIVE_WAY_S, and no more of them than calls can end at once: beside a wave of calls
+            there is time for its images until the next one.
         on_stop: Told of what must end the run: a broken disk, an address that may not be fetched.
     """
 
     def __init__(
         self, store: Store, images: Images, clock: Clock, events: Events, pacer: Pacer, *, calls: int, width: int,
         crowd: int, wait_s: float, rng: random.Random,
-        on_stop: Callable[[Stop], None], yielding: Callable[[], bool],
+        on_stop: Callable[[Stop], None], leaving: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._store = store
         self._images = images
@@ -65,7 +68,9 @@ class Downloads:
         self._rng = rng
         self._on_stop = on_stop
         self._calls = calls
-        self._yielding = yielding
+        self._leaving = leaving
+        self._patience: asyncio.TimerHandle | None = None
+        self._waited = False
         self._gone = 0
         self._failed_in_row = 0
         self._silent_in_row = 0  # without an answer that an image is gone
@@ -95,9 +100,27 @@ class Downloads:
         """Images that may be under way at once, as large as the last one."""
         return self._width * min(self._crowd, self._fitting)
 
-    @property
-    def _yields(self) -> bool:
-        return len(self._ready) <= self._calls and self._yielding()
+    def _gives_way(self) -> bool:
+        """Tell whether images wait for calls; that they do so for a moment only is seen to from then on."""
+        waits = (self._ready or self._due) and len(self._ready) <= self._calls
+        if self._waited or not waits or not self._leaving():
+            return False
+        if self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(GIVE_WAY_S, self._wait_no_longer)
+        return True
+
+    def _wait_no_longer(self) -> None:
+        self._waited = True
+        self.go_on()
+
+    def _next(self) -> PaidImage:
+        image = self._ready.popleft()
+        if not self._ready:
+            self._waited = False
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+        return image
 
     def put(self, image: PaidImage) -> None:
         """Queue an image that was just paid for."""
@@ -106,11 +129,11 @@ class Downloads:
         self._ready.append(image)
         if len(self._ready) > self._most_ready:
             self._balance()
-        if not self._yields:
+        if not self._gives_way():
             self._waiters.wake_one()
 
     def go_on(self) -> None:
-        """Fetch what gave way to paid calls: they have left."""
+        """Fetch what gave way to paid calls."""
         for _ in range(min(len(self._ready) + len(self._due), self._most - self._fetching)):
             self._waiters.wake_one()
 
@@ -252,12 +275,12 @@ class Downloads:
                 await self._waiters.wait()
             elif self._earlier_left and not self._ready:
                 await self._refill()
-            elif self._yields:
+            elif self._gives_way():
                 await self._waiters.wait()
             elif self._due and self._due[0][0] <= self._clock.monotonic_s():
                 return heapq.heappop(self._due)[2]
             elif self._ready:
-                return self._ready.popleft()
+                return self._next()
             elif (self._closing_at_s is not None and not self._due and not self._fetching) or (
                 self._closing_at_s is not None and self._impatient
             ):

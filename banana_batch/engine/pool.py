@@ -115,7 +115,7 @@ class Pool:
             confirm=confirm,
             has_room=self._room_on_disk,
             keep=self._keep,
-            all_begun=self._all_begun,
+            all_durable=self._downloads_go_on,
         )
         self._downloads = Downloads(
             store,
@@ -129,7 +129,7 @@ class Pool:
             wait_s=config.download_wait_s,
             rng=rng,
             on_stop=self._shared.stop,
-            yielding=lambda: self._shared.beginning,
+            leaving=lambda: self._shared.undurable > 0,
         )
         self._senders = 0
         self._ordered = Waiters(clock)
@@ -241,7 +241,7 @@ class Pool:
     def _keep(self, image: PaidImage) -> None:
         self._downloads.put(image)
 
-    def _all_begun(self) -> None:
+    def _downloads_go_on(self) -> None:
         self._downloads.go_on()
 
     def _is_moved(self) -> bool:

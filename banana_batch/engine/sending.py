@@ -37,7 +37,7 @@ class Sending(Struct):
     Attributes:
         has_room: Tells whether the disk has room for one image more; where it has not, sending stops.
         keep: Takes each image that is paid for.
-        all_begun: Called when no call is `beginning` any more.
+        all_durable: Called when nothing is `undurable` any more.
         undurable: Reserves that are decided and not yet committed, in millionths; and what answers that are not yet
             committed cost above theirs.
         on_wire: Reserves of the calls under way, by attempt, in millionths.
@@ -59,22 +59,17 @@ class Sending(Struct):
     confirm: Callable[[], Awaitable[bool]]
     has_room: Callable[[], bool]
     keep: Callable[[PaidImage], None]
-    all_begun: Callable[[], None]
+    all_durable: Callable[[], None]
     undurable: int = 0
     asked: bool = False
     asking: bool = False
     refusals: Refusals = field(default_factory=Refusals)
 
-    @property
-    def beginning(self) -> bool:
-        """Whether calls are decided and on their way out."""
-        return self.undurable > 0
-
     def durable(self, micro: int) -> None:
         """So much of what was `undurable` is committed, or came to nothing."""
         self.undurable -= micro
-        if not self.beginning:
-            self.all_begun()
+        if not self.undurable:
+            self.all_durable()
 
     def stop(self, stop: Stop) -> None:
         """Send nothing more. What is under way goes on."""

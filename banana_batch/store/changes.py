@@ -9,7 +9,7 @@ Rule 4: order in a group: begins, settlements, finished images, then all other o
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -111,9 +111,10 @@ def make(db: sqlite3.Connection, changes: Sequence[Change], known: Known, now_us
     results: list[Any] = [None] * len(changes)
     begins, settles, finishes, others = _sorted(changes)
     moves: list[Move] = []
+    stated = _highest_stated(change for _, change in settles)
     if begins:
         numbers = known.number(len(begins))
-        moves += _begin(db, [change for _, change in begins], numbers, known, now_us)
+        moves += _begin(db, [change for _, change in begins], numbers, known, stated, now_us)
         for (place, _), number in zip(begins, numbers, strict=True):
             results[place] = number
     if settles:
@@ -125,7 +126,7 @@ def make(db: sqlite3.Connection, changes: Sequence[Change], known: Known, now_us
     if finishes:
         moves += _finish(db, finishes, now_us)
     move(db, moves)
-    known.see_prices(db, _prices(change for _, change in settles))
+    known.see_prices(db, stated)
     for place, operation in others:
         results[place] = operation(db)
     return results
@@ -150,12 +151,19 @@ def _sorted(
     return begins, settles, finishes, others
 
 
-def _begin(db: sqlite3.Connection, begins: Sequence[Begin], numbers: range, known: Known, sent_us: int) -> list[Move]:
+def _begin(
+    db: sqlite3.Connection,
+    begins: Sequence[Begin],
+    numbers: range,
+    known: Known,
+    stated: Mapping[Kind, int],
+    sent_us: int,
+) -> list[Move]:
     move(db, [(begin.job.index, _IN_DOUBT, _RESENT, None, 0, 0) for begin in begins if begin.job.resend])
     rows = [
         (number, begin.job.index, known.kind(db, begin.job.kind), held.micro, int(held.ceiling))
         for number, begin in zip(numbers, begins, strict=True)
-        for held in (known.held(begin.job.kind, begin.reserve),)
+        for held in (known.written(begin.job.kind, begin.reserve, stated.get(begin.job.kind, 0)),)
     ]
     _BEGIN.run(db, rows, known.run, sent_us)
     return [(index, _PENDING, _SENT, number, 0, 1) for number, index, *_ in rows]
@@ -199,11 +207,14 @@ def _closing(attempt: int, outcome: str, settled: Settled) -> tuple[object, ...]
     )  # fmt: skip
 
 
-def _prices(settles: Iterable[Settle]) -> Iterator[tuple[Kind, int]]:
+def _highest_stated(settles: Iterable[Settle]) -> dict[Kind, int]:
+    """Return the highest price that answers state, by kind; an image that was free states none."""
+    highest: dict[Kind, int] = {}
     for settle in settles:
-        settled = settle.settled
-        if settled.answer is not None and settled.settlement is Settlement.PAID:
-            yield settle.job.kind, settled.answer.credits_micro or 0
+        answer, kind = settle.settled.answer, settle.job.kind
+        if answer is not None and answer.credits_micro and settle.settled.settlement is Settlement.PAID:
+            highest[kind] = max(answer.credits_micro, highest.get(kind, 0))
+    return highest
 
 
 def _finish(db: sqlite3.Connection, finishes: Sequence[Finish], done_us: int) -> list[Move]:

@@ -1,7 +1,7 @@
 """What the one writer knows of the state without asking it: as of the last commit, and nothing of a failed one."""
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from banana_batch.models import Kind, Reserve, Totals
@@ -60,22 +60,26 @@ class Known:
         self._numbered += attempts
         return range(first, first + attempts)
 
-    def held(self, kind: Kind, reserve: Reserve) -> Reserve:
-        """Return a reserve as the ledger has it, or will once it is written: the first price brought it down."""
-        lowered = self.lowered.get(kind) if reserve.ceiling else None
-        return reserve if lowered is None else Reserve(min(reserve.micro, lowered), ceiling=False)
+    def written(self, kind: Kind, reserve: Reserve, stated: int) -> Reserve:
+        """Return a reserve as it is written.
 
-    def see_prices(self, db: sqlite3.Connection, stated: Iterable[tuple[Kind, int]]) -> None:
-        """Learn from what answers cost.
+        One that was decided without a price, and comes behind the first, is brought down to the highest.
+
+        Args:
+            stated: The highest price of its kind in its own group, in millionths; 0: none.
+        """
+        price = self.prices.get(kind)
+        if not reserve.ceiling or price is None:
+            return reserve
+        return Reserve(min(reserve.micro, max(price, stated)), ceiling=False)
+
+    def see_prices(self, db: sqlite3.Connection, highest: Mapping[Kind, int]) -> None:
+        """Learn from the highest prices that answers state, by kind.
 
         Where these are the first of a kind, what is set aside or at risk for others of it comes down to the dearest
         of them: to what is set aside for the next one, in whatever order they came. An image that was free says
         nothing of what the others cost.
         """
-        highest: dict[Kind, int] = {}
-        for kind, price in stated:
-            if price:
-                highest[kind] = max(price, highest.get(kind, 0))
         for kind, price in highest.items():
             known = self.prices.get(kind)
             if known is None:

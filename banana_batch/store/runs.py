@@ -108,8 +108,8 @@ def doubt_interrupted(db: sqlite3.Connection, why: str) -> int:
 def lower_ceilings(db: sqlite3.Connection) -> None:
     """Bring what is at risk for want of a price down to the dearest seen, where one is known by now.
 
-    An answer does so for all that is open when it comes (known.py). This is for what was begun beside it, and for a
-    price that the user told.
+    An answer does so for all that is open when it comes, and a begin for itself behind it (known.py). This is for a
+    price that the user told, and for what an earlier version began beside the first answer.
     """
     db.execute(
         "UPDATE attempts SET ceiling = 0,"

@@ -96,7 +96,8 @@ class StateStore:
 
     def held_micro(self, kind: Kind, reserve: Reserve) -> int:
         """See ports.Store."""
-        return self._known.held(kind, reserve).micro
+        lowered = self._known.lowered.get(kind) if reserve.ceiling else None
+        return reserve.micro if lowered is None else min(reserve.micro, lowered)
 
     # Pages of what waits.
 

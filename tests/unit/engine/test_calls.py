@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from banana_batch.endpoint import classify
+from banana_batch.engine import downloads
 from banana_batch.engine.pool import Ending, Pool, PoolConfig
 from banana_batch.engine.sending import Rules
 from banana_batch.engine.stops import Stop
@@ -55,6 +57,7 @@ async def run(
     folder: Path,
     *,
     budget: int | None = None,
+    run_budget: int | None = None,
     ask_above: int | None = None,
     confirm: Callable[[], Awaitable[bool]] | None = None,
     started: Callable[[Pool], object] = id,
@@ -66,7 +69,7 @@ async def run(
     store = StateStore(world.db, Inline(), clock, runs.begin_run(world.db, 0, None), folder)
     rng = random.Random(1)
     pool = Pool(
-        PoolConfig(concurrency, fetchers, Rules(Caps(budget, None, 50 * CREDIT, bounded=True), 2, ask_above)),
+        PoolConfig(concurrency, fetchers, Rules(Caps(budget, run_budget, 50 * CREDIT, bounded=True), 2, ask_above)),
         store=store,
         endpoint=world,
         images=FakeImages(folder),
@@ -96,17 +99,22 @@ def assert_each_call_alone(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "ask_above", "until_priced"),
-    [(1000 * CREDIT, None, 2), (None, 1000 * CREDIT, 2), (None, None, 1)],
-    ids=["a budget", "a sum to ask at", "no cap"],
+    ("budget", "run_budget", "ask_above", "until_priced"),
+    [
+        (1000 * CREDIT, None, None, 2),
+        (None, 1000 * CREDIT, None, 2),
+        (None, None, 1000 * CREDIT, 2),
+        (None,) * 3 + (1,),
+    ],
+    ids=["a budget", "a budget of this run", "a sum to ask at", "no cap"],
 )
 async def test_a_plain_answer_shares_its_commit_with_the_next_begin(
-    db: Flaky, tmp_path: Path, budget: int | None, ask_above: int | None, until_priced: int
+    db: Flaky, tmp_path: Path, budget: int | None, run_budget: int | None, ask_above: int | None, until_priced: int
 ) -> None:
     """There is one commit between two calls, and both sides of it are durable; where there is a cap, once the price is
     known."""
     world = World(db)
-    ending = await run(world, tmp_path, budget=budget, ask_above=ask_above)
+    ending = await run(world, tmp_path, budget=budget, run_budget=run_budget, ask_above=ask_above)
     assert not ending.stops
     assert len(world.durable) == JOBS
     assert_each_call_alone(world)
@@ -116,6 +124,17 @@ async def test_a_plain_answer_shares_its_commit_with_the_next_begin(
     reserved = [row[0] for row in db.execute("SELECT reserved FROM attempts ORDER BY attempt")]
     assert reserved == [50 * CREDIT] + [PRICE] * (JOBS - 1)
     assert states(db) == {"paid": JOBS}
+
+
+async def test_an_answer_is_let_go_before_the_next_call_ends(db: Flaky, tmp_path: Path) -> None:
+    """A call takes minutes, and thousands are under way."""
+    answers = [sold() for _ in range(JOBS)]
+    world = World(db, answers)
+    before = sys.getrefcount(answers[0])
+    held: list[int] = []
+    world.at_answer = lambda call: held.append(sys.getrefcount(answers[call - 2]) - before)
+    await run(world, tmp_path)
+    assert held[1:] == [0] * (JOBS - 1)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +243,11 @@ async def test_an_answer_that_is_being_read_at_the_cut_is_paid(db: Flaky, tmp_pa
     assert states(db) == {"paid": 1, "pending": JOBS - 1}
 
 
-async def test_an_image_that_gave_way_comes_as_soon_as_the_calls_have_left(db: Flaky, tmp_path: Path) -> None:
+async def test_an_image_that_gave_way_comes_as_soon_as_the_calls_have_left(
+    db: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is paid while the call behind a refusal is being written down, and no other image wakes anybody."""
+    monkeypatch.setattr(downloads, "GIVE_WAY_S", 3600)
 
     class Waiting(World):
         async def generate(self, job: QueuedJob, trace: SendTrace) -> Reply:

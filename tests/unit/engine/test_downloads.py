@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from banana_batch.engine.downloads import CROWD, Downloads
+from banana_batch.engine import downloads
+from banana_batch.engine.downloads import CROWD, GIVE_WAY_S, Downloads
 from banana_batch.engine.stops import Stop
 from banana_batch.errors import Exit
 from banana_batch.images import failures
@@ -111,7 +112,7 @@ class Scene:
         width: int = WIDTH,
         crowd: int = CROWD,
         wait_s: float = 900.0,
-        yielding: Callable[[], bool] = lambda: False,
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.store = StateStore(db, Inline(), clock, runs.begin_run(db, 0, None), folder)
         self.pacer: Pacer = make_pacer(clock, concurrency=calls)
@@ -120,7 +121,7 @@ class Scene:
         self.downloads = Downloads(
             self.store, images, clock, Told(), self.pacer,
             calls=calls, width=width, crowd=crowd, wait_s=wait_s, rng=random.Random(1), on_stop=self._stop,
-            yielding=yielding,
+            leaving=leaving,
         )  # fmt: skip
 
     @asynccontextmanager
@@ -204,10 +205,13 @@ async def test_more_come_at_once_as_soon_as_they_are_known_to_be_small(db: Flaky
     assert states(db) == {"done": IMAGES}
 
 
-async def test_images_give_way_to_calls_that_are_leaving(db: Flaky, tmp_path: Path) -> None:
+async def test_images_give_way_to_calls_that_are_leaving(
+    db: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """None is fetched until they have left, unless more wait than calls can end at once; then the others are."""
+    monkeypatch.setattr(downloads, "GIVE_WAY_S", 3600)
     images, leaving = Patient(tmp_path, 64, until=1), [True]
-    scene = Scene(db, images, tmp_path, SystemClock(), calls=IMAGES - 5, yielding=lambda: bool(leaving))
+    scene = Scene(db, images, tmp_path, SystemClock(), calls=IMAGES - 5, leaving=lambda: bool(leaving))
     async with scene.fetching():
         await scene.come()
         while states(db) != {"done": 5, "paid": IMAGES - 5}:
@@ -221,12 +225,48 @@ async def test_images_give_way_to_calls_that_are_leaving(db: Flaky, tmp_path: Pa
     assert states(db) == {"done": IMAGES}
 
 
-async def test_what_an_earlier_run_left_is_looked_for_before_images_give_way(db: Flaky, tmp_path: Path) -> None:
+@pytest.mark.parametrize("earlier", [True, False], ids=["an earlier run's", "this run's"])
+def test_images_give_way_for_a_moment_only(db: Flaky, tmp_path: Path, earlier: bool) -> None:
+    """Where calls leave all the time they come beside them. One that comes when none waits any more waits anew."""
+
+    async def play() -> tuple[float, float]:
+        clock = VirtualClock()
+        if earlier:
+            await _left_by_an_earlier_run(db, tmp_path, clock)
+        scene = Scene(db, FakeImages(tmp_path), tmp_path, clock, calls=IMAGES, leaving=lambda: True)
+        images = [] if earlier else await scene.buy()
+        first, rest = images[1:], images[:1]
+        async with scene.fetching():
+            for image in first:
+                scene.downloads.put(image)
+            first_s = await _until_stored(db, clock, IMAGES - len(rest))
+            for image in rest:
+                scene.downloads.put(image)
+            return first_s, await _until_stored(db, clock, IMAGES)
+
+    with virtual_network():
+        first_s, rest_s = simulate(play)
+    assert GIVE_WAY_S <= first_s < GIVE_WAY_S + 0.1
+    assert earlier or GIVE_WAY_S <= rest_s < GIVE_WAY_S + 0.1
+
+
+async def _until_stored(db: Flaky, clock: Clock, images: int) -> float:
+    """Return how long it took until so many were stored, seconds."""
+    began_s = clock.monotonic_s()
+    while states(db).get("done", 0) < images:
+        await asyncio.sleep(0.01)
+    return clock.monotonic_s() - began_s
+
+
+async def test_what_an_earlier_run_left_is_looked_for_before_images_give_way(
+    db: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are fetched first."""
+    monkeypatch.setattr(downloads, "GIVE_WAY_S", 3600)
     clock = SystemClock()
     await _left_by_an_earlier_run(db, tmp_path, clock)
     leaving = [True]
-    scene = Scene(db, FakeImages(tmp_path), tmp_path, clock, calls=5, yielding=lambda: bool(leaving))
+    scene = Scene(db, FakeImages(tmp_path), tmp_path, clock, calls=5, leaving=lambda: bool(leaving))
     async with scene.fetching():
         while states(db) != {"done": IMAGES - 5, "paid": 5}:
             await asyncio.sleep(0)

@@ -216,6 +216,14 @@ async def test_a_ceiling_that_was_set_beside_the_first_price_is_written_down_as_
     assert store.totals.at_risk == 13 * CREDIT
 
 
+async def test_a_ceiling_that_is_written_beside_a_higher_price_comes_down_to_that(store: StateStore) -> None:
+    """The first price is known, and the next one, which is higher, shares the commit."""
+    await store.settle(*await begun(store), paid(13 * CREDIT))
+    dearer, (job,) = await begun(store), await store.next_pending(1)
+    await asyncio.gather(store.settle(*dearer, paid(20 * CREDIT)), store.begin(job, HELD))
+    assert store.totals == Totals(reserved=20 * CREDIT, spent=33 * CREDIT, at_risk=0, wasted=0)
+
+
 async def test_a_ceiling_that_an_earlier_version_left_comes_down_at_the_next_start(
     db: Flaky, store: StateStore, tmp_path: Path
 ) -> None:
