@@ -84,9 +84,11 @@ def _attached(tracer: "subprocess.Popen[bytes]", thread: int) -> None:
             return
         if tracer.poll() is not None:
             break
+    ended = tracer.poll()
     tracer.kill()
     assert tracer.stderr is not None
-    raise RuntimeError(f"strace is here and does not work: {tracer.stderr.read().decode(errors='replace')[-300:]}")
+    said = tracer.stderr.read().decode(errors="replace")[-300:]
+    raise RuntimeError(f"strace is here and does not work (ended with {ended}): {said}")
 
 
 def name_parts() -> None:
