@@ -28,7 +28,7 @@ class Span(Struct, frozen=True):
 
 def is_budget_used_up(db: sqlite3.Connection, caps: Caps, run: int) -> bool:
     """Tell whether jobs wait of which the caps forbid each, whatever else ended the run."""
-    if caps.budget is None and caps.run_budget is None:
+    if not caps.limited:
         return False
     prices = {past.kind: past.highest_micro for past in queries.history(db, latencies=False)}
     sums = queries.totals(db), queries.run_totals(db, run)

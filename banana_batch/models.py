@@ -296,6 +296,11 @@ class Caps(Struct, frozen=True):
     max_price: int
     bounded: bool
 
+    @property
+    def limited(self) -> bool:
+        """Whether any sum keeps calls from being sent."""
+        return self.budget is not None or self.run_budget is not None
+
 
 class Reserve(Struct, frozen=True):
     """Credits set aside before a request is sent.

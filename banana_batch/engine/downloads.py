@@ -133,7 +133,7 @@ class Downloads:
             self._waiters.wake_one()
 
     def go_on(self) -> None:
-        """Fetch what gave way to paid calls."""
+        """Fetch what waits, as much of it as may be under way: it need not give way any more, or more may be."""
         for _ in range(min(len(self._ready) + len(self._due), self._most - self._fetching)):
             self._waiters.wake_one()
 
@@ -194,7 +194,7 @@ class Downloads:
         most = self._most
         self._fitting = max(1, 2 * SMALL_BYTES // max(1, result.bytes))
         if self._most > most:
-            self._waiters.wake_all()
+            self.go_on()
         await self._store.finish(image.index, result)
         self._events.emit("stored", index=image.index, id=image.id, path=result.path, bytes=result.bytes)
         outage, self._failed_in_row = self._failed_in_row >= OUTAGE, 0

@@ -124,9 +124,8 @@ def _caps(shared: Sending) -> Caps:
 
 
 def is_capped(shared: Sending) -> bool:
-    """Tell whether any sum keeps calls from being sent."""
-    caps = _caps(shared)
-    return caps.budget is not None or caps.run_budget is not None
+    """Tell whether any sum keeps calls from being sent, that to ask at among them."""
+    return _caps(shared).limited
 
 
 async def _ask(shared: Sending) -> None:

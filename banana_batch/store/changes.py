@@ -163,7 +163,7 @@ def _begin(
     rows = [
         (number, begin.job.index, known.kind(db, begin.job.kind), held.micro, int(held.ceiling))
         for number, begin in zip(numbers, begins, strict=True)
-        for held in (known.written(begin.job.kind, begin.reserve, stated.get(begin.job.kind, 0)),)
+        for held in (known.written(begin.job.kind, begin.reserve, stated),)
     ]
     _BEGIN.run(db, rows, known.run, sent_us)
     return [(index, _PENDING, _SENT, number, 0, 1) for number, index, *_ in rows]

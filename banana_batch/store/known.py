@@ -60,18 +60,18 @@ class Known:
         self._numbered += attempts
         return range(first, first + attempts)
 
-    def written(self, kind: Kind, reserve: Reserve, stated: int) -> Reserve:
+    def written(self, kind: Kind, reserve: Reserve, stated: Mapping[Kind, int]) -> Reserve:
         """Return a reserve as it is written.
 
         One that was decided without a price, and comes behind the first, is brought down to the highest.
 
         Args:
-            stated: The highest price of its kind in its own group, in millionths; 0: none.
+            stated: The highest prices that answers of its own group state, by kind, in millionths.
         """
-        price = self.prices.get(kind)
-        if not reserve.ceiling or price is None:
+        price = self.prices.get(kind) if reserve.ceiling else None
+        if price is None:
             return reserve
-        return Reserve(min(reserve.micro, max(price, stated)), ceiling=False)
+        return Reserve(min(reserve.micro, max(price, stated.get(kind, 0))), ceiling=False)
 
     def see_prices(self, db: sqlite3.Connection, highest: Mapping[Kind, int]) -> None:
         """Learn from the highest prices that answers state, by kind.

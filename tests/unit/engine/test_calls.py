@@ -64,7 +64,7 @@ async def run(
     concurrency: int = 1,
     fetchers: int = 0,
 ) -> Ending:
-    """Run all jobs, one call at a time."""
+    """Run all jobs, one call at a time where nothing else is said."""
     clock = SystemClock()
     store = StateStore(world.db, Inline(), clock, runs.begin_run(world.db, 0, None), folder)
     rng = random.Random(1)
@@ -104,7 +104,7 @@ def assert_each_call_alone(world: World) -> None:
         (1000 * CREDIT, None, None, 2),
         (None, 1000 * CREDIT, None, 2),
         (None, None, 1000 * CREDIT, 2),
-        (None,) * 3 + (1,),
+        (None, None, None, 1),
     ],
     ids=["a budget", "a budget of this run", "a sum to ask at", "no cap"],
 )
