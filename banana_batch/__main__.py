@@ -3,8 +3,12 @@
 import gc
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from .cli.apart import HandOver
 
 
 def main() -> None:
@@ -30,12 +34,24 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    try:
+        if arguments[:1] == ["run"]:
+            from .cli import apart
+
+            return apart.begin(arguments, _command)
+        return _command(arguments)
+    except Exception as failed:  # noqa: BLE001  # the last line of defence: a message and a code, no traceback
+        from .cli import outcome
+
+        told = outcome.a_bug(failed)
+        outcome.complain(told)
+        return told.exit
+
+
+def _command(arguments: list[str], hand_over: "HandOver | None" = None) -> int:
     from .cli import app
 
-    try:
-        return app.main(arguments)
-    except Exception as failed:  # noqa: BLE001  # the last line of defence: a message and a code, no traceback
-        return app.bug(failed)
+    return app.main(arguments, hand_over)
 
 
 def _leave(code: int) -> None:

@@ -56,7 +56,8 @@ class BatchRun:
         self._running: asyncio.Task[Account] | None = None
         self._settled: asyncio.Queue[int | None] = asyncio.Queue()
         self._run = Run(
-            Work(self._out, settings, lambda: made_ready(order), os.environ if environ is None else environ), self._view
+            Work(self._out, settings.of_run, lambda: made_ready(order), os.environ if environ is None else environ),
+            self._view,
         )
 
     def _view(self, _tally: Tally) -> "_Watcher":

@@ -25,16 +25,16 @@ from .mending import recover, settle_doubts, share_images
 from .pacing.deadlines import deadline
 from .pacing.pacer import Pacer
 from .pacing.pacer import Stop as PacerStop
-from .planning import ALLOWED_HOSTS, BASE_URL, SANDBOX_PORT, Prepared
 from .ports import Events, Images
+from .prepared import ALLOWED_HOSTS, BASE_URL, SANDBOX_PORT, Prepared
 from .report.account import Account
 from .report.fanout import Fanout
 from .report.log import RunLog
 from .report.markdown import write_summary
 from .report.results import FILE_NAME as RESULTS_NAME
 from .report.tally import Tally
+from .run_settings import TIMEOUT_4K_S, TIMEOUT_S
 from .secret import Secret
-from .settings import TIMEOUT_4K_S, TIMEOUT_S
 from .store import queries, runs
 from .store.evidence import LOG_NAME
 from .store.room import Room

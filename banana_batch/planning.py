@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from msgspec import Struct, field
-
 from .addresses import is_loopback
 from .errors import BatchLocked, ManifestError, Problem, SettingsError
 from .finding import find_batch
 from .models import PlannedJob
 from .money import credits_text
 from .ordering import Order, resolved
-from .settings import DEFAULT_BASE_URL, ENV_PREFIX, Settings
+from .prepared import ALLOWED_HOSTS, BASE_URL, FINGERPRINT, IN_SANDBOX, LIVE, SIDE, Prepared
+from .run_settings import RunSettings
+from .settings import DEFAULT_BASE_URL, ENV_PREFIX
 from .store import database, queries, runs
 from .store.difference import Difference
 from .store.evidence import refuse_the_past, set_log_aside
@@ -29,30 +29,7 @@ from .store.planning import Planner
 from .text import plural, printable, shell_line
 
 DEFAULT_FILENAME = "{index:05d}-{slug}"
-SIDE, SANDBOX_PORT, FINGERPRINT, ALLOWED_HOSTS, BASE_URL = (
-    "side",
-    "sandbox_port",
-    "fingerprint",
-    "allow_host",
-    "base_url",
-)
-IN_SANDBOX, LIVE = "sandbox", "live"
 _OF_THE_BATCH = frozenset(f"{ENV_PREFIX}{name}" for name in ("SANDBOX", "BASE_URL", "ALLOW_HOST"))
-
-
-class Prepared(Struct):
-    """A batch whose manifest is staged and understood.
-
-    Attributes:
-        fresh: There was no batch in the folder before.
-        unchanged: The manifest is, byte for byte, the one that the batch took last: it was not read again.
-    """
-
-    db: sqlite3.Connection
-    difference: Difference
-    warnings: list[Problem] = field(default_factory=list)
-    fresh: bool = False
-    unchanged: bool = False
 
 
 @contextlib.contextmanager
@@ -102,8 +79,9 @@ def made_ready(order: Order) -> Iterator[Prepared]:
     had_lock = (order.out / LOCK_NAME).exists()
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(batch_lock(order.out))
+            lock = stack.enter_context(batch_lock(order.out))
             prepared = _existing(order) if database.exists(order.out) else _born(order)
+            prepared.lock = lock
         except BaseException as failed:
             if not had_lock and not isinstance(failed, BatchLocked) and not database.state_path(order.out).exists():
                 with contextlib.suppress(OSError):  # what failed is what has to be told, not that this stays
@@ -276,7 +254,7 @@ def _change_text(difference: Difference) -> str:
 
 def opened_for_images(
     batch: str, options: Mapping[str, object], environ: Mapping[str, str], cwd: Path
-) -> tuple[Path, Settings, Callable[[], contextlib.AbstractContextManager[Prepared]]]:
+) -> tuple[Path, RunSettings, Callable[[], contextlib.AbstractContextManager[Prepared]]]:
     """Find a batch whose images are to be fetched: with its own side, gateway and allowed hosts.
 
     Raises:
@@ -292,7 +270,9 @@ def opened_for_images(
         if last is not None and last.budget is not None:
             remembered["budget"] = credits_text(last.budget)
     # The environment is meant for what will be bought: where this was bought is not its to say.
-    settings = resolved(options, {name: environ[name] for name in environ if name not in _OF_THE_BATCH}, remembered)
+    settings = resolved(
+        options, {name: environ[name] for name in environ if name not in _OF_THE_BATCH}, remembered
+    ).of_run
 
     @contextlib.contextmanager
     def ready() -> Iterator[Prepared]:

@@ -4,9 +4,8 @@ Rule 1: the engine knows these and no implementation; so it runs without network
 Rule 2: outcomes are values. Only what must end the run is raised.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import DiskError
 from .models import (
@@ -22,6 +21,9 @@ from .models import (
     StoredImage,
     Totals,
 )
+
+if TYPE_CHECKING:
+    import asyncio  # for a name: whoever only looks at a batch waits for none of it
 
 
 class Clock(Protocol):

@@ -14,21 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, convert
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from . import money
 from .addresses import is_loopback
 from .job import AspectRatio, ImageSize, ThinkingLevel
-from .models import Caps
+from .run_settings import RunSettings
 
 ENV_PREFIX = "BANANA_"
 DEFAULT_BASE_URL = "https://api.ttapi.org"
-DEFAULT_MAX_PRICE = 50 * money.MICRO
-TIMEOUT_S = 360.0
-TIMEOUT_4K_S = 600.0  # 4K with high thinking takes up to 150 s, and its tail far longer (vendor facts, section 6)
-GRACE_SLACK_S = 30.0
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 _UNITS_S = (3600.0, 60.0, 1.0)
@@ -258,19 +254,9 @@ class Settings(BaseModel):
         return self
 
     @property
-    def caps(self) -> Caps:
-        """The caps as the engine takes them."""
-        price = DEFAULT_MAX_PRICE if self.max_price is None else self.max_price
-        return Caps(self.budget, self.run_budget, price, bounded=self.max_price is None)
-
-    def timeout_s(self, image_size: str) -> float:
-        """Return how long one call may take, seconds."""
-        return self.timeout or (TIMEOUT_4K_S if image_size == "4K" else TIMEOUT_S)
-
-    @property
-    def grace_s(self) -> float:
-        """How long a drain waits, seconds."""
-        return self.grace if self.grace is not None else (self.timeout or TIMEOUT_4K_S) + GRACE_SLACK_S
+    def of_run(self) -> RunSettings:
+        """What of them a run needs."""
+        return convert(self, RunSettings, from_attributes=True)
 
 
 def option_name(name: str) -> str:

@@ -13,9 +13,9 @@ from .endpoint.client import EndpointClient
 from .images.fetcher import ImageFetcher
 from .images.outside import Outside
 from .pacing.clock import SystemClock
-from .planning import Prepared
 from .ports import Clock
-from .settings import Settings
+from .prepared import Prepared
+from .run_settings import RunSettings
 from .store import queries
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Work(Struct, frozen=True):
     """
 
     out: Path
-    settings: Settings
+    settings: RunSettings
     ready: Callable[[], contextlib.AbstractContextManager[Prepared]]
     environ: Mapping[str, str]
     sends: bool = True

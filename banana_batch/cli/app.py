@@ -9,10 +9,11 @@ import typer
 import typer.main
 
 from banana_batch import __version__
-from banana_batch.errors import BananaError, Exit, UsageError, bug_text
+from banana_batch.errors import Exit, UsageError
 from banana_batch.loading import by_itself, keep_what_is_loaded
 
 from . import outcome
+from .apart import HandOver
 
 HELP = "Buy images for whole manifests of prompts: never pays twice, never loses a paid image, resumes by itself."
 
@@ -31,6 +32,9 @@ _COMMANDS = {
     "sandbox": ("rehearse", "sandbox"),
 }
 
+# Those that run something, and load what that takes beforehand.
+_RUNNING = frozenset({"run", "download", "verify"})
+
 
 def _options(
     version: bool = typer.Option(False, "--version", help="Print the version and exit"),
@@ -40,7 +44,7 @@ def _options(
         raise typer.Exit(0)
 
 
-def _app(arguments: Sequence[str]) -> typer.Typer:
+def _app(arguments: Sequence[str], *, runs: bool) -> typer.Typer:
     """Return the command that is meant alone, or all of them: `status` must not wait for what only a run needs."""
     app = typer.Typer(
         name="banana-batch",
@@ -56,17 +60,23 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
         for name in [meant] if meant else _COMMANDS:
             module, function = _COMMANDS[name]
             app.command(name)(getattr(import_module(f".{module}", __package__), function))
+        if runs and meant in _RUNNING:
+            import_module(".running", __package__)
     return app
 
 
-def main(arguments: list[str]) -> int:
-    """Run one command; return its exit code. Nothing is raised but what must be: no traceback for the user's errors."""
-    command = typer.main.get_command(_app(arguments))
+def main(arguments: list[str], hand_over: HandOver | None = None) -> int:
+    """Run one command; return its exit code. Nothing is raised but what must be: no traceback for the user's errors.
+
+    Args:
+        hand_over: Takes a run that is ready to begin; None: it is run here.
+    """
+    command = typer.main.get_command(_app(arguments, runs=hand_over is None))
     if not gc.isenabled():
         # __main__ holds it still while everything is loaded.
         keep_what_is_loaded()
     try:
-        result: Any = command.main(args=arguments, prog_name="banana-batch", standalone_mode=False)
+        result: Any = command.main(args=arguments, prog_name="banana-batch", standalone_mode=False, obj=hand_over)
     except typer.Abort:
         return Exit.INTERRUPTED
     except KeyboardInterrupt:
@@ -83,9 +93,3 @@ def main(arguments: list[str]) -> int:
         outcome.complain(UsageError(message(), f"{' '.join(['banana-batch', *arguments[:1]])} --help"))
         return Exit.USAGE
     return int(result or 0)
-
-
-def bug(failed: BaseException) -> int:
-    """Tell of a bug."""
-    outcome.complain(BananaError(bug_text(failed), "please report it; nothing paid is lost"))
-    return Exit.BUG

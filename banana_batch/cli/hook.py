@@ -9,7 +9,7 @@ from pathlib import Path
 
 from banana_batch.errors import BananaError, Exit
 from banana_batch.report.log import RunLog
-from banana_batch.settings import Settings
+from banana_batch.run_settings import RunSettings
 from banana_batch.store.evidence import LOG_NAME
 
 from . import outcome
@@ -20,7 +20,7 @@ _STANDARD_ERROR = 2
 _NOT_BEGUN = frozenset({Exit.LOCKED, Exit.USAGE, Exit.NO_INPUT})
 
 
-def on_finish(settings: Settings, summary: Mapping[str, object], out: Path | None) -> None:
+def on_finish(settings: RunSettings, summary: Mapping[str, object], out: Path | None) -> None:
     """Run the hook, if there is one; what becomes of it is told and logged, and changes nothing else."""
     command = settings.on_finish
     if not command or summary["exit"] in _NOT_BEGUN:

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from banana_batch.errors import BananaError, DiskError, Exit, ManifestError
+from msgspec import Struct
+
+from banana_batch.errors import BananaError, DiskError, Exit, ManifestError, bug_text
 from banana_batch.models import Totals
 from banana_batch.money import credits_text
 from banana_batch.report.account import run_summary
@@ -26,6 +28,41 @@ def as_told(failed: Exception) -> BananaError | None:
     if type(failed) is sqlite3.DatabaseError:
         return database.damaged_somewhere(failed)
     return None
+
+
+def a_bug(failed: BaseException) -> BananaError:
+    """Return what a person is told of a bug."""
+    return BananaError(bug_text(failed), "please report it; nothing paid is lost")
+
+
+class Told(Struct):
+    """What is known of a run's settings when it fails half way.
+
+    Attributes:
+        code: The exit code, once it is known.
+    """
+
+    json: bool
+    out: Path | None = None
+    budget: int | None = None
+    code: int = Exit.DONE
+
+
+@contextlib.contextmanager
+def json_whatever_happens(told: Told) -> Iterator[None]:
+    """Tell of a failure; a JSON object, where one is wanted, is printed all the same. A bug is raised again."""
+    try:
+        yield
+    except Exception as broken:
+        failed = as_told(broken)
+        if failed is not None:
+            complain(failed)
+            told.code = failed.exit
+        if told.json:
+            with contextlib.suppress(DiskError):  # the code tells already of a failure, maybe of this one
+                print_json(failed_summary(failed.exit if failed else Exit.BUG, told.out, told.budget))
+        if failed is None:
+            raise
 
 
 def complain(error: BananaError) -> None:

@@ -10,7 +10,7 @@ from banana_batch.lifecycle import JobState
 from banana_batch.models import Kind
 from banana_batch.ordering import Order
 from banana_batch.pacing.latency import Latencies
-from banana_batch.planning import Prepared
+from banana_batch.prepared import Prepared
 from banana_batch.report import tables
 from banana_batch.report.account import run_summary
 from banana_batch.store import queries
@@ -44,7 +44,7 @@ class Figures:
             if past.mean_micro is not None and past.highest_micro is not None
         }
         self.measured = self.todo.keys() <= prices.keys()
-        self.least, self.expected, self.most = accounting.estimate(self.todo, prices, settings.caps.max_price)
+        self.least, self.expected, self.most = accounting.estimate(self.todo, prices, settings.of_run.caps.max_price)
         self.duration_s, self.timed = _duration(self.todo, history, settings.concurrency)
         weights = {kind: past.mean_bytes for kind, past in history.items() if past.mean_bytes}
         self.weighed = self.todo.keys() <= weights.keys()

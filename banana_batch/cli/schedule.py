@@ -82,7 +82,7 @@ def _units(path: Path, order: Order, at: str) -> str:
         *([f"LoadCredential=ttapi_key:{_KEY_PATH}"] if needs_key else []),
         *([f"User={_unit_text(getpass.getuser())}"] if os.geteuid() else []),
         "TimeoutStartSec=infinity",
-        f"TimeoutStopSec={round(order.settings.grace_s) + _SLACK_S}",
+        f"TimeoutStopSec={round(order.settings.of_run.grace_s) + _SLACK_S}",
         "KillMode=mixed",
         "SuccessExitStatus=7",
         "UMask=0077",

@@ -18,7 +18,7 @@ from banana_batch.store.lock import batch_lock
 from banana_batch.text import plural, printable
 
 from . import outcome
-from .terminal import doubt_line, is_terminal
+from .questions import doubt_line, is_terminal
 
 Batch = Annotated[str, typer.Argument(metavar="BATCH", help="Output folder, or the manifest it was made from")]
 Jobs = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Ids, or indexes")]

@@ -9,17 +9,18 @@ from typing import Annotated, Any
 import typer
 from msgspec import Struct, field
 
-from banana_batch.batch import Work
 from banana_batch.errors import Exit
 from banana_batch.finding import working_folder
 from banana_batch.images.recovery import rehash, set_changed_aside
 from banana_batch.lifecycle import JobState
-from banana_batch.planning import Prepared, opened_for_images
+from banana_batch.planning import opened_for_images
+from banana_batch.prepared import Prepared
+from banana_batch.settings import wants_json
 from banana_batch.store import database, queries, resolve, runs
 from banana_batch.text import plural, printable
 
 from . import outcome
-from .run import DownloadWait, finish, json_whatever_happens
+from .run import DownloadWait
 
 
 class _Found(Struct):
@@ -46,7 +47,8 @@ def verify(
     """
     given: dict[str, Any] = {"json": json, "download_wait": download_wait}
     options = {name: value for name, value in given.items() if value}
-    with json_whatever_happens(options) as told:
+    told = outcome.Told(wants_json(options, os.environ))
+    with outcome.json_whatever_happens(told):
         out, settings, ready = opened_for_images(batch, options, os.environ, working_folder())
         told.out = out
         with ready() as prepared, contextlib.closing(prepared.db) as db:
@@ -76,14 +78,9 @@ def verify(
                         resolve.fetch_again(again.db, index)
                 yield again
 
-        work = Work(
-            out,
-            settings,
-            repaired,
-            os.environ,
-            sends=False,
-        )
-        return finish(work, told)
+        from .running import Work, finish
+
+        return finish(Work(out, settings, repaired, os.environ, sends=False), told)
     return told.code
 
 

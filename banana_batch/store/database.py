@@ -114,14 +114,7 @@ class Unborn:
             self._file.rename(state_path(self._out))
             # SQLite ignores a failed sync of a directory, so the names are made durable here.
             sync_folder(self._out)
-            # Nobody else had it meanwhile: what was just written needs no look, of a tenth of a start.
-            db = _connect(state_path(self._out))
-            try:
-                _make_durable(db, self._out)
-            except BaseException:
-                db.close()
-                raise
-            return db
+            return _trusted(self._out)
 
     def discard(self, db: sqlite3.Connection) -> None:
         """Forget it. What can't be removed now is removed at the next start."""
@@ -227,6 +220,27 @@ def open_writer(out: Path) -> sqlite3.Connection:
             db.close()
             raise
         return db
+
+
+def taken_over(out: Path) -> sqlite3.Connection:
+    """Open the state that another process held, checked and closed, from which the lock was taken over.
+
+    Raises:
+        ManifestError, DiskError: as `open_writer`.
+    """
+    with _refusing_damage(out):
+        return _trusted(out)
+
+
+def _trusted(out: Path) -> sqlite3.Connection:
+    """Open the state for writing. Nobody else had it since it was checked: it needs no look, of a tenth of a start."""
+    db = _connect(state_path(out))
+    try:
+        _make_durable(db, out)
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def open_reader(out: Path, *, still: bool = False) -> sqlite3.Connection:

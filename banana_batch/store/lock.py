@@ -21,15 +21,21 @@ _PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextlib.contextmanager
-def batch_lock(out: Path) -> Iterator[None]:
-    """Hold the batch in `out` for as long as the context lasts. Never waits.
+def batch_lock(out: Path) -> Iterator[int]:
+    """Hold the batch in `out` for as long as the context lasts, by the descriptor that is yielded. Never waits.
 
     Raises:
         BatchLocked: another process holds it; the message names its pid and host.
         OutputError: the lock file can't be made, or anybody may change the folder.
     """
     _refuse_public(out)
-    descriptor = _locked(out)
+    with held(_locked(out)) as descriptor:
+        yield descriptor
+
+
+@contextlib.contextmanager
+def held(descriptor: int) -> Iterator[int]:
+    """Be who holds a lock that was taken, by this process or by one that handed it over; let it go at the end."""
     try:
         # The holder's name is for people only: the lock itself is the kernel's, so a full disk is no obstacle.
         with contextlib.suppress(OSError):
@@ -37,7 +43,7 @@ def batch_lock(out: Path) -> Iterator[None]:
             if os.fstat(descriptor).st_nlink == 1:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

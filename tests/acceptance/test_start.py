@@ -33,10 +33,10 @@ _WIDE = """
 import resource
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
-from banana_batch.cli import run
-run._set_limits()
+from banana_batch.cli import running
+running._set_limits()
 soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-print(soft == hard or soft == run.DESCRIPTORS, resource.getrlimit(resource.RLIMIT_CORE))
+print(soft == hard or soft == running.DESCRIPTORS, resource.getrlimit(resource.RLIMIT_CORE))
 """
 
 _COLLECTED = """

@@ -229,7 +229,7 @@ async def run_batch(
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"out": str(out), "base_url": base_url, "concurrency": 1, "give_up_after": 5.0, "download_wait": 5.0}
     order = settle_order([str(manifest)], given | options, {"TT_API_KEY": CANARY}, out.parent, io.BytesIO())
-    work = Work(out, order.settings, lambda: made_ready(order), {"TT_API_KEY": CANARY})
+    work = Work(out, order.settings.of_run, lambda: made_ready(order), {"TT_API_KEY": CANARY})
     run = Run(work, lambda _tally: view, machinery or Machinery(rng=Eager()))
     if watch is not None:
         watch(run)

@@ -170,7 +170,7 @@ def _redirect(said: Path) -> None:
 
 def _equip(config: SandboxConfig, gate: Gate | None, many: int) -> None:
     from banana_batch.batch import Machinery, Run
-    from banana_batch.cli import run as command
+    from banana_batch.cli import running
     from banana_batch.images.outside import Outside
     from banana_batch.sandbox.server import Sandbox
 
@@ -183,7 +183,7 @@ def _equip(config: SandboxConfig, gate: Gate | None, many: int) -> None:
         images=functools.partial(Outside, many=many),
         sandbox=functools.partial(Sandbox, config=config),
     )
-    vars(command)["Run"] = functools.partial(Run, machinery=machinery)
+    vars(running)["Run"] = functools.partial(Run, machinery=machinery)
 
 
 def run(arguments: Sequence[str], said: Path, bound_s: float = BOUND_S, **options: object) -> int:

@@ -27,7 +27,8 @@ from banana_batch.errors import Exit
 from banana_batch.images.outside import Outside
 from banana_batch.manifest.loader import open_manifests
 from banana_batch.ordering import Order
-from banana_batch.planning import Prepared, made_ready
+from banana_batch.planning import made_ready
+from banana_batch.prepared import Prepared
 from banana_batch.report.account import Account
 from banana_batch.sandbox.config import Latency, SandboxConfig, list_prices
 from banana_batch.sandbox.faults import CallInfo, Canned, Fault, FaultKind
@@ -248,7 +249,7 @@ class World:
             executor=lambda _width, _name: Inline(),
             images=functools.partial(Outside, many=None),
         )
-        life.run = Run(Work(self.out, settings, ready, {"TT_API_KEY": "key"}), lambda _: view, machinery)
+        life.run = Run(Work(self.out, settings.of_run, ready, {"TT_API_KEY": "key"}), lambda _: view, machinery)
         life.task = asyncio.create_task(life.run.run())
         if death is not None and death.at_s is not None:
             loop = asyncio.get_running_loop()
