@@ -65,10 +65,13 @@ def _look(order: Order, stack: contextlib.ExitStack, *, still: bool) -> Prepared
 
 
 @contextlib.contextmanager
-def made_ready(order: Order) -> Iterator[Prepared]:
+def made_ready(order: Order, pid: int | None = None) -> Iterator[Prepared]:
     """Lock the batch, make it if need be, and bring its jobs in line with the manifest.
 
     The connection is the caller's: it closes it.
+
+    Args:
+        pid: Who is told to hold the lock; None: this process.
 
     Raises:
         BatchLocked: another run holds it.
@@ -79,7 +82,7 @@ def made_ready(order: Order) -> Iterator[Prepared]:
     had_lock = (order.out / LOCK_NAME).exists()
     with contextlib.ExitStack() as stack:
         try:
-            lock = stack.enter_context(batch_lock(order.out))
+            lock = stack.enter_context(batch_lock(order.out, pid))
             prepared = _existing(order) if database.exists(order.out) else _born(order)
             prepared.lock = lock
         except BaseException as failed:

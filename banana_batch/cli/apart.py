@@ -29,16 +29,15 @@ from typing import Any, NoReturn
 
 from msgspec import Struct
 
-from banana_batch.errors import BananaError, Exit, Problem, Stopped
+from banana_batch.errors import BananaError, Exit, Problem
 from banana_batch.loading import by_itself, keep_what_is_loaded
 from banana_batch.prepared import Prepared
 from banana_batch.run_settings import RunSettings
 from banana_batch.store import database
 from banana_batch.store.difference import Difference
-from banana_batch.store.lock import held
 
 from . import outcome
-from .orders import Orders, breakable, stop_signals, stops_come_to
+from .orders import Orders, breakable, stop_signals, stops_come_to, stops_end_a_wait
 
 _LENGTH = struct.Struct("<Q")
 
@@ -110,7 +109,8 @@ def _run(arguments: list[str], reader: "_Reader") -> int:
             from .running import Work, finish
         keep_what_is_loaded()
         with outcome.json_whatever_happens(told):
-            wanted = reader.wanted()
+            with stops_end_a_wait(come):
+                wanted = reader.wanted()
             if wanted is None:
                 return reader.code()
             settings = wanted.settings
@@ -158,9 +158,7 @@ class _Reader:
         if number in stop_signals():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        raise BananaError(
-            f"{number.name}: the process that reads the manifest was killed; nothing was sent", "run again"
-        )
+        raise BananaError(f"what reads the manifest was killed ({number.name}); nothing was sent", "run again")
 
     @contextlib.contextmanager
     def prepared(self, out: Path) -> Iterator[Prepared]:
@@ -176,15 +174,18 @@ class _Reader:
             self._wait()
             raise
         if isinstance(ready, _Ready):
-            with held(*descriptors) as lock:
+            (lock,) = descriptors
+            try:
                 db = database.taken_over(out)
                 self._wait()
                 yield Prepared(db, ready.difference, ready.warnings, ready.fresh, ready.unchanged, lock)
+            finally:
+                os.close(lock)
         elif isinstance(ready, BananaError):
             self._wait()
             raise ready
         else:
-            raise Stopped(f"stopped before anything was sent (exit code {self.code()})", "run again; nothing is lost")
+            raise BananaError(f"what reads the manifest ended with {self.code()}; nothing was sent", "run again")
 
     def _receive(self) -> tuple[Any, list[int]]:
         """Return what the reader says next, with descriptors; None: it says nothing more."""

@@ -81,7 +81,7 @@ def breakable(ready: Callable[[], AbstractContextManager[Prepared]]) -> Iterator
     prepared = None
     with contextlib.ExitStack() as stack:
         try:
-            with stops_come_to(halt, interrupting=True), _ticking():
+            with stops_end_a_wait(halt):
                 prepared = stack.enter_context(ready())
         except BaseException:
             if not told:
@@ -109,6 +109,13 @@ def stops_come_to(handler: Callable[[int, object], None], *, interrupting: bool)
         for number, handled in before.items():
             signal.signal(number, handled)
             signal.siginterrupt(number, not interrupting)
+
+
+@contextlib.contextmanager
+def stops_end_a_wait(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Hand orders to stop to a handler, at once, whatever system call this thread waits in."""
+    with stops_come_to(handler, interrupting=True), _ticking():
+        yield
 
 
 @contextlib.contextmanager

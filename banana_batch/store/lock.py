@@ -21,28 +21,25 @@ _PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextlib.contextmanager
-def batch_lock(out: Path) -> Iterator[int]:
+def batch_lock(out: Path, pid: int | None = None) -> Iterator[int]:
     """Hold the batch in `out` for as long as the context lasts, by the descriptor that is yielded. Never waits.
+
+    Args:
+        pid: Who is told to hold it; None: this process.
 
     Raises:
         BatchLocked: another process holds it; the message names its pid and host.
         OutputError: the lock file can't be made, or anybody may change the folder.
     """
     _refuse_public(out)
-    with held(_locked(out)) as descriptor:
-        yield descriptor
-
-
-@contextlib.contextmanager
-def held(descriptor: int) -> Iterator[int]:
-    """Be who holds a lock that was taken, by this process or by one that handed it over; let it go at the end."""
+    descriptor = _locked(out)
     try:
         # The holder's name is for people only: the lock itself is the kernel's, so a full disk is no obstacle.
         with contextlib.suppress(OSError):
             # A file that has another name too is not ours alone: it must not be cut off.
             if os.fstat(descriptor).st_nlink == 1:
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+                os.pwrite(descriptor, json.dumps({"pid": pid or os.getpid(), "host": socket.gethostname()}).encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)

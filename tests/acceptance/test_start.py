@@ -62,3 +62,33 @@ def test_garbage_is_collected_and_modules_are_not_looked_at_again() -> None:
     """The collector stands still only while modules are loaded, and leaves them alone afterwards."""
     told = subprocess.run([sys.executable, "-c", _COLLECTED], capture_output=True, text=True, timeout=60, check=True)
     assert told.stderr == "True True\n"
+
+
+_TWO = """
+import sys
+from banana_batch.cli import apart
+if sys.argv[1] == "reader":
+    from banana_batch.cli import app, run
+else:
+    from banana_batch.cli import running
+print(*sorted(sys.modules), file=sys.stderr)
+"""
+_SENDS = {
+    "aiohttp",
+    "asyncio",
+    "uvloop",
+    "ssl",
+    "banana_batch.batch",
+    "banana_batch.engine.pool",
+    "banana_batch.exchange",
+}
+_READS = {"pydantic", "typer", "banana_batch.settings", "banana_batch.planning", "banana_batch.manifest"}
+
+
+@pytest.mark.parametrize(("process", "not_loaded", "loaded"), [("reader", _SENDS, _READS), ("run", _READS, _SENDS)])
+def test_a_run_s_two_processes_share_the_work(process: str, not_loaded: set[str], loaded: set[str]) -> None:
+    """What reads loads nothing that could send; what sends waits for nothing that only reads."""
+    told = subprocess.run([sys.executable, "-c", _TWO, process], capture_output=True, text=True, timeout=60, check=True)
+    modules = set(told.stderr.split())
+    assert not not_loaded & modules
+    assert loaded <= modules

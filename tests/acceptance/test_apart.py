@@ -1,0 +1,186 @@
+"""A run begins in two processes: whatever becomes of one of them, it is told as one command, and nothing is left."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from banana_batch import errors
+from banana_batch.errors import BananaError, ManifestError, Problem
+
+from .command import ARGV, BOUND_S, Live, command, environment, live, until
+
+
+@contextmanager
+def reading(tmp_path: Path, name: str, *options: str) -> Iterator[Live]:
+    """A run whose manifest is a pipe that says nothing."""
+    os.mkfifo(tmp_path / name)
+    with live("run", name, "--sandbox", "--json", "-o", "out", *options, cwd=tmp_path) as run:
+        yield run
+
+
+def reader_of(run: Live) -> int:
+    """Return the pid of the process that reads for a run, once it is there."""
+    pid = run.process.pid
+    (reader,) = until(lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return int(reader)
+
+
+def is_at_work(pid: int) -> bool:
+    """Tell whether a process is there, and not only what is left of one that ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_run_leaves_nobody_who_holds_the_batch(tmp_path: Path) -> None:
+    """`kill -9` of the command while its manifest is read: what reads ends too, and the next run begins at once."""
+    with reading(tmp_path, "rows.txt") as run:
+        until((tmp_path / "out" / ".lock").exists)
+        reader = reader_of(run)
+        run.process.kill()
+        assert run.end().code == -signal.SIGKILL
+        until(lambda: not is_at_work(reader))
+    (tmp_path / "cats.txt").write_text("a cat\n")
+    again = command("run", "cats.txt", "--sandbox", "--json", "-o", "out", cwd=tmp_path)
+    assert (again.code, again.summary["jobs"]["done"]) == (0, 1), again.err
+
+
+def test_the_batch_is_held_in_the_command_s_name_from_the_start(tmp_path: Path) -> None:
+    """Whoever asks while the manifest is still read is told the pid that was started, and that a run is at work."""
+    with reading(tmp_path, "rows.txt") as run:
+        until(lambda: (tmp_path / "out" / ".lock").exists() and (tmp_path / "out" / ".lock").stat().st_size)
+        (tmp_path / "cats.txt").write_text("a cat\n")
+        second = command("run", "cats.txt", "--sandbox", "-o", "out", cwd=tmp_path)
+        assert second.code == 75
+        assert f"pid {run.process.pid} on " in second.err
+        run.signal(signal.SIGTERM)
+        assert run.end().code == 7
+
+
+def test_a_killed_reader_is_told_and_nothing_is_sent(tmp_path: Path) -> None:
+    """The system takes the reader for want of memory: the command says so, in words and as JSON, and ends."""
+    with reading(tmp_path, "rows.txt") as run:
+        until((tmp_path / "out" / ".lock").exists)
+        os.kill(reader_of(run), signal.SIGKILL)
+        ended = run.end()
+    assert (ended.code, ended.summary["reason"]) == (70, "bug")
+    assert "what reads the manifest was killed (SIGKILL); nothing was sent" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_ctrl_c_while_rows_are_read_is_one_order(tmp_path: Path) -> None:
+    """A terminal sends it to both processes: one message, one exit code, nothing left."""
+    os.mkfifo(tmp_path / "rows.txt")
+    process = _in_a_group(tmp_path, "rows.txt")
+    until((tmp_path / "out" / ".lock").exists)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=BOUND_S)
+    assert (process.returncode, json.loads(out)["reason"]) == (7, "stopped")
+    assert err.decode().count("stopped before anything was sent") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP)],
+)
+@pytest.mark.parametrize("to_both", [True, False])
+def test_an_order_before_the_batch_is_looked_at_ends_the_command(
+    tmp_path: Path, number: signal.Signals, code: int, to_both: bool
+) -> None:
+    """While the job file is read there is nothing to take back and nothing to tell: it ends as any command does."""
+    os.mkfifo(tmp_path / "night.toml")
+    process = _in_a_group(tmp_path, "night.toml")
+    writer = until(lambda: _writer(tmp_path / "night.toml"))
+    (os.killpg if to_both else os.kill)(process.pid, number)
+    out, err = process.communicate(timeout=BOUND_S)
+    os.close(writer)
+    assert (process.returncode, out, err) == (code, b"", b"")
+    assert not (tmp_path / "out").exists()
+
+
+def _in_a_group(tmp_path: Path, manifest: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [*ARGV, "run", manifest, "--sandbox", "--json", "-o", "out"],
+        cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def _writer(pipe: Path) -> int:
+    """Return a descriptor that writes to a pipe; 0 as long as nobody reads from it."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return 0
+
+
+_ALONE = """
+import os, sys
+def none():
+    raise BlockingIOError("no process can be had")
+os.fork = none
+from banana_batch.__main__ import main
+sys.argv[1:] = ["run", "rows.txt", "--sandbox", "--json", "-o", "out"]
+main()
+"""
+
+_BROKEN = """
+import sys
+from banana_batch.store.founding import Founder
+def broken(*_, **__):
+    raise ZeroDivisionError("canary")
+Founder.apply = broken
+from banana_batch.__main__ import main
+sys.argv[1:] = ["run", "rows.txt", "--sandbox", "--json", "-o", "out"]
+main()
+"""
+
+
+def test_where_no_process_can_be_had_one_does_it_all(tmp_path: Path) -> None:
+    """A limit on processes is no reason not to run."""
+    (tmp_path / "rows.txt").write_text("a cat\n")
+    ran = _script(_ALONE, tmp_path)
+    assert (ran.returncode, json.loads(ran.stdout)["jobs"]["done"]) == (0, 1), ran.stderr
+
+
+def test_a_bug_of_the_reader_is_told_as_one(tmp_path: Path) -> None:
+    """Where, and never its words; nothing is left of the batch that was to be made."""
+    (tmp_path / "rows.txt").write_text("a cat\n")
+    ran = _script(_BROKEN, tmp_path)
+    assert (ran.returncode, json.loads(ran.stdout)["reason"]) == (70, "bug")
+    assert ran.stderr.count("a bug here: ZeroDivisionError at ") == 1
+    assert "canary" not in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def _script(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=BOUND_S, check=False
+    )
+
+
+def _all_errors(of: type[BananaError] = BananaError) -> Iterator[type[BananaError]]:
+    yield of
+    for below in of.__subclasses__():
+        if below.__module__ == errors.__name__:
+            yield from _all_errors(below)
+
+
+@pytest.mark.parametrize("kind", list(_all_errors()))
+def test_every_error_comes_over_whole(kind: type[BananaError]) -> None:
+    """What the reader raised is raised in the run: message, hint, exit code and problems."""
+    raised = kind("a message", "a hint")
+    if isinstance(raised, ManifestError):
+        raised.problems = (Problem("rows.csv", 3, "model", "x", "y"),)
+    came = pickle.loads(pickle.dumps(raised))  # our own
+    assert (type(came), came.args, came.exit, vars(came)) == (kind, raised.args, raised.exit, vars(raised))
