@@ -3,10 +3,16 @@
 import contextlib
 import gc
 import os
+import resource
 from collections.abc import Iterator
 
 # Where the user says that the system's certificates are; OpenSSL reads them.
 CERTIFICATE_PLACES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def leave_no_core() -> None:
+    """Let no core dump be written of this process, and of what it starts: it would hold the key (safety.md, S3)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def keep_what_is_loaded() -> None:

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 from msgspec import Struct
 
 from banana_batch.errors import BananaError, Exit, Problem
-from banana_batch.loading import by_itself, keep_what_is_loaded
+from banana_batch.loading import by_itself, keep_what_is_loaded, leave_no_core
 from banana_batch.prepared import Prepared
 from banana_batch.run_settings import RunSettings
 from banana_batch.store import database
@@ -67,6 +67,7 @@ def begin(arguments: list[str], command: Command) -> int:
     Args:
         command: Does it in this process; where it is handed something to hand over to, up to the first request.
     """
+    leave_no_core()
     try:
         parted = _part()
     except OSError:
@@ -245,18 +246,9 @@ class _Run:
 
 def _end_with(heard: int) -> None:
     """End this process as soon as nobody holds the other end of a pipe any more, even by SIGKILL."""
-    interrupt = signal.getsignal(signal.SIGINT)
-    if interrupt is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupted)
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(heard, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(heard, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     with contextlib.suppress(BlockingIOError):  # nothing is ever written: it is open
         os.read(heard, 1)
         os._exit(Exit.INTERRUPTED)
-
-
-def _interrupted(_number: int, _frame: object) -> NoReturn:
-    """Ctrl-C goes to both processes, and the run passes it on: once is enough."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt

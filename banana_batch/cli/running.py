@@ -10,6 +10,7 @@ import uvloop
 from banana_batch import accounting
 from banana_batch.batch import Run, Work
 from banana_batch.errors import BananaError, DiskError, Exit
+from banana_batch.loading import leave_no_core
 from banana_batch.report.account import Account
 from banana_batch.report.stream import Stream
 from banana_batch.report.summary import terminal_text
@@ -61,8 +62,7 @@ def finish(work: Work, told: outcome.Told, taken: Orders | None = None) -> int:
 
 
 def _set_limits() -> None:
-    # S3: a core dump would hold the key.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    leave_no_core()
     # A connection a call: the usual 1,024 descriptors are few for `-c 1000`.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)

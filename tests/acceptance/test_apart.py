@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -64,6 +65,19 @@ def test_the_batch_is_held_in_the_command_s_name_from_the_start(tmp_path: Path) 
         assert f"pid {run.process.pid} on " in second.err
         run.signal(signal.SIGTERM)
         assert run.end().code == 7
+
+
+def test_neither_process_leaves_a_core(tmp_path: Path) -> None:
+    """The key is in the memory of both, from the first moment."""
+    before, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+    with reading(tmp_path, "rows.txt") as run:
+        resource.setrlimit(resource.RLIMIT_CORE, (before, most))
+        until((tmp_path / "out" / ".lock").exists)
+        for pid in (run.process.pid, reader_of(run)):
+            limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+            (core,) = [line.split()[4:6] for line in limits if line.startswith("Max core file size")]
+            assert core == ["0", "0"]
 
 
 def test_a_killed_reader_is_told_and_nothing_is_sent(tmp_path: Path) -> None:
