@@ -75,12 +75,13 @@ def made_ready(order: Order, pid: int | None = None) -> Iterator[Prepared]:
 
     Raises:
         BatchLocked: another run holds it.
+        DiskError: full, or broken.
         ManifestError: bad rows, a refused change, or a damaged state.
         SettingsError: the batch belongs to the other side (sandbox or live).
     """
     made = database.make_folder(order.out)
     had_lock = (order.out / LOCK_NAME).exists()
-    with contextlib.ExitStack() as stack:
+    with runs.telling_disk(), contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context(batch_lock(order.out, pid))
             prepared = _existing(order) if database.exists(order.out) else _born(order)

@@ -149,10 +149,10 @@ main()
 """
 
 _BROKEN = """
-import sys
+import sqlite3, sys
 from banana_batch.store.founding import Founder
 def broken(*_, **__):
-    raise ZeroDivisionError("canary")
+    raise {raised}
 Founder.apply = broken
 from banana_batch.__main__ import main
 sys.argv[1:] = ["run", "rows.txt", "--sandbox", "--json", "-o", "out"]
@@ -167,12 +167,22 @@ def test_where_no_process_can_be_had_one_does_it_all(tmp_path: Path) -> None:
     assert (ran.returncode, json.loads(ran.stdout)["jobs"]["done"]) == (0, 1), ran.stderr
 
 
-def test_a_bug_of_the_reader_is_told_as_one(tmp_path: Path) -> None:
-    """Where, and never its words; nothing is left of the batch that was to be made."""
+@pytest.mark.parametrize(
+    ("raised", "code", "reason", "told"),
+    [
+        ("ZeroDivisionError('canary')", 70, "bug", "a bug here: ZeroDivisionError at "),  # where, and never its words
+        ("sqlite3.OperationalError('disk I/O error')", 74, "disk", "can't be read or written: disk I/O error"),
+        ("sqlite3.DatabaseError('malformed')", 65, "bad_input", "malformed"),
+    ],
+)
+def test_what_breaks_in_the_reader_is_told_as_in_one_process(
+    tmp_path: Path, raised: str, code: int, reason: str, told: str
+) -> None:
+    """Once, with its code; nothing is left of the batch that was to be made."""
     (tmp_path / "rows.txt").write_text("a cat\n")
-    ran = _script(_BROKEN, tmp_path)
-    assert (ran.returncode, json.loads(ran.stdout)["reason"]) == (70, "bug")
-    assert ran.stderr.count("a bug here: ZeroDivisionError at ") == 1
+    ran = _script(_BROKEN.format(raised=raised), tmp_path)
+    assert (ran.returncode, json.loads(ran.stdout)["reason"]) == (code, reason)
+    assert ran.stderr.count(told) == 1
     assert "canary" not in ran.stderr
     assert not (tmp_path / "out").exists()
 
