@@ -159,7 +159,9 @@ class _Reader:
         if number in stop_signals():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        raise BananaError(f"what reads the manifest was killed ({number.name}); nothing was sent", "run again")
+        raise BananaError(
+            f"what reads the manifest was killed ({number.name}); nothing was sent", "run again; was memory short?"
+        )
 
     @contextlib.contextmanager
     def prepared(self, out: Path) -> Iterator[Prepared]:

@@ -41,7 +41,7 @@ def kill_batch(seed: int) -> Orphaned:
         for _ in range(KILLS):
             pid = process.fork(batch.arguments(), batch.said, many=1)
             code = process.wait(pid, rng.uniform(0.0, LONGEST_S))
-            helpers = [] if code is not None else _children(pid)
+            helpers = [] if code is not None else _helpers(pid)
             found.counts["helpers"] += len(helpers)
             if code is None and rng.random() < 0.5:
                 for helper in helpers:
@@ -62,11 +62,14 @@ def kill_batch(seed: int) -> Orphaned:
     return found
 
 
-def _children(pid: int) -> list[int]:
+def _helpers(pid: int) -> list[int]:
+    """Return the processes that fetch images for a run. The one that reads for it is forked: it has the run's words."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+                if b"images.served" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
     return found
 
 
