@@ -78,7 +78,8 @@ def _attached(tracer: "subprocess.Popen[bytes]", thread: int) -> None:
     status = Path(f"/proc/{thread}/status")
     for _ in process.until(10.0):
         try:
-            if re.search(r"^TracerPid:\t[1-9]", status.read_text(), re.MULTILINE):
+            # Ended: by a kill at its first call, which is the one that it stands in.
+            if re.search(r"^(TracerPid:\t[1-9]|State:\tZ)", status.read_text(), re.MULTILINE):
                 return
         except (FileNotFoundError, ProcessLookupError):  # the thread has ended: nothing of it is left to be struck
             return
