@@ -75,7 +75,8 @@ class Gate:
     """Holds the first thread of a name until it is let through: `main`, or that of an executor.
 
     Attributes:
-        role: `main`, `state`, `images`, `disk`, or another executor's name.
+        role: `main`, `reader` (of the process that the run forks to read its manifest), `state`, `images`, `disk`, or
+            another executor's name.
     """
 
     role: str
@@ -133,6 +134,8 @@ def fork(arguments: Sequence[str], said: Path, *, gate: Gate | None = None, muta
             mutate()
         if gate is not None and gate.role == "main":
             gate.stand()
+        if gate is not None and gate.role == "reader":
+            _hold_forked(gate)
         sys.argv = ["banana-batch", *arguments]
         code = _command()
     except BaseException:  # noqa: BLE001  # a forked child must never return into its parent's code
@@ -143,6 +146,18 @@ def fork(arguments: Sequence[str], said: Path, *, gate: Gate | None = None, muta
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _hold_forked(gate: Gate) -> None:
+    once = os.fork
+
+    def fork() -> int:
+        pid = once()
+        if not pid:
+            gate.stand()
+        return pid
+
+    os.fork = fork
 
 
 def _command() -> int:

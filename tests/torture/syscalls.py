@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from banana_batch.errors import Exit
+
 from . import process, trace
 from .harness import Batch, completed, last_words, replay, scratch, traceback_in, violations
 from .suite import Figures
@@ -88,6 +90,8 @@ def _wrong_end(batch: Batch, case: Case, code: int | None) -> list[str]:
         return []
     if code == 0:
         return [f"exit 0 with work undone: {dict(batch.counts())}"]
+    if case.what == "KILL" and case.role == "reader" and code == Exit.BUG and not batch.charges():
+        return []  # the run says that its reader was killed
     if case.what == "KILL" or code not in (DISK, *AT_START):
         return [f"exit {code}: {last_words(batch)}"]
     if code in AT_START and batch.charges():

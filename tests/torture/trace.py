@@ -24,7 +24,7 @@ DISK_CALLS = (
 )  # fmt: skip
 NET_CALLS = ("read",)  # and `write`, among the disk's: the loop's sockets are written with it too
 _TOKEN = "0" * 8
-ROLES = ("main", "state", "images")
+ROLES = ("main", "reader", "state", "images")
 _CALL = re.compile(r"^(?:\d+ +)?(?:[\d.]+ )?([a-z0-9_]+)\(")
 
 
@@ -58,7 +58,9 @@ def run_traced(
         if thread is None:
             process.finish(pid)
             return None
-        target = ["-f", "-p", str(pid)] if every_thread else ["-p", str(thread)]
+        # A process that was forked before has to be named.
+        pids = {pid, thread} if every_thread and role == "reader" else {pid if every_thread else thread}
+        target = [word for one in pids for word in ("-p", str(one))] + ["-f"] * every_thread
         tracer = subprocess.Popen(
             ["strace", "-qq", *target, *options], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
         )
