@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import resource
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
 
 from banana_batch import accounting
 from banana_batch.batch import Run, Work
-from banana_batch.errors import BananaError, DiskError, Exit
+from banana_batch.errors import DiskError, Exit
 from banana_batch.loading import leave_no_core
 from banana_batch.report.account import Account
 from banana_batch.report.stream import Stream
@@ -27,11 +28,13 @@ DESCRIPTORS = 32_768  # at `-c 10000` a paid call, its fetch and its file, and s
 __all__ = ["Work", "finish"]
 
 
-def finish(work: Work, told: outcome.Told, taken: Orders | None = None) -> int:
+def finish(
+    work: Work, told: outcome.Told, taking: Callable[[], contextlib.AbstractContextManager[Orders]] = orders
+) -> int:
     """Do the work, tell how it went; return the exit code.
 
     Args:
-        taken: Takes orders to stop already.
+        taking: Takes orders to stop while the run lasts.
     """
     _set_limits()
     settings = work.settings
@@ -45,11 +48,13 @@ def finish(work: Work, told: outcome.Told, taken: Orders | None = None) -> int:
     task = Run(work, watched)
     assert view is not None
     try:
-        with orders() if taken is None else contextlib.nullcontext(taken) as own:
-            account = uvloop.run(_with_signals(task, view, own))
-    except BananaError as failed:
+        with taking() as taken:
+            account = uvloop.run(_with_signals(task, view, taken))
+    except Exception as failed:
         view.close()
-        on_finish(settings, outcome.failed_summary(failed.exit, work.out, settings.budget), work.out)
+        known = outcome.as_told(failed)
+        code = Exit.BUG if known is None else known.exit
+        on_finish(settings, outcome.failed_summary(code, work.out, settings.budget), work.out)
         raise
     finally:
         view.close()

@@ -45,6 +45,28 @@ def batch_lock(out: Path, pid: int | None = None) -> Iterator[int]:
         os.close(descriptor)
 
 
+def take_over(out: Path, descriptor: int) -> None:
+    """Be the holder of a lock that another process took, and that holds still.
+
+    The system tells of a lock (`holder`) by the process that took it, and in a container not at all once that ended.
+
+    Raises:
+        BatchLocked: somebody else took it meanwhile. The system's manual allows for that; its code does not.
+    """
+    try:
+        for kind in (fcntl.LOCK_SH, fcntl.LOCK_EX):  # asked for as it is, it stays the other's
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _locked_by(out, _holder(descriptor)) from None
+
+
+def _locked_by(out: Path, who: str) -> BatchLocked:
+    return BatchLocked(
+        f"{out}: another run holds this batch ({who}); nothing was sent",
+        f"wait for it to end, or look at it: banana-batch status {out}",
+    )
+
+
 def _refuse_public(out: Path) -> None:
     """Refuse a folder in which any user may swap files while they are written (safety.md, S8)."""
     mode = out.stat().st_mode
@@ -67,10 +89,7 @@ def _locked(out: Path) -> int:
         except BlockingIOError:
             holder = _holder(descriptor)
             os.close(descriptor)
-            raise BatchLocked(
-                f"{out}: another run holds this batch ({holder}); nothing was sent",
-                f"wait for it to end, or look at it: banana-batch status {out}",
-            ) from None
+            raise _locked_by(out, holder) from None
         except FileNotFoundError:
             pass
         os.close(descriptor)

@@ -170,6 +170,12 @@ def until(found: Callable[[], Found], bound_s: float = 30.0) -> Found:
     return value
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Tell whether a process has a handler for a signal."""
+    (caught,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 def results(out: Path) -> list[dict[str, Any]]:
     """Return what results.jsonl holds."""
     return [json.loads(line) for line in (out / "results.jsonl").read_bytes().splitlines()]

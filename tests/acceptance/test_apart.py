@@ -16,7 +16,7 @@ import pytest
 from banana_batch import errors
 from banana_batch.errors import BananaError, ManifestError, Problem
 
-from .command import ARGV, BOUND_S, Live, command, environment, live, until
+from .command import ARGV, BOUND_S, Live, catches, charges, command, environment, live, until
 
 
 @contextmanager
@@ -94,10 +94,10 @@ def test_a_killed_reader_is_told_and_nothing_is_sent(tmp_path: Path) -> None:
 def test_ctrl_c_while_rows_are_read_is_one_order(tmp_path: Path) -> None:
     """A terminal sends it to both processes: one message, one exit code, nothing left."""
     os.mkfifo(tmp_path / "rows.txt")
-    process = _in_a_group(tmp_path, "rows.txt")
-    until((tmp_path / "out" / ".lock").exists)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=BOUND_S)
+    with _in_a_group(tmp_path, "rows.txt") as process:
+        until((tmp_path / "out" / ".lock").exists)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=BOUND_S)
     assert (process.returncode, json.loads(out)["reason"]) == (7, "stopped")
     assert err.decode().count("stopped before anything was sent") == 1
     assert not (tmp_path / "out").exists()
@@ -113,21 +113,28 @@ def test_an_order_before_the_batch_is_looked_at_ends_the_command(
 ) -> None:
     """While the job file is read there is nothing to take back and nothing to tell: it ends as any command does."""
     os.mkfifo(tmp_path / "night.toml")
-    process = _in_a_group(tmp_path, "night.toml")
-    writer = until(lambda: _writer(tmp_path / "night.toml"))
-    (os.killpg if to_both else os.kill)(process.pid, number)
-    out, err = process.communicate(timeout=BOUND_S)
-    os.close(writer)
+    with _in_a_group(tmp_path, "night.toml") as process:
+        writer = until(lambda: _writer(tmp_path / "night.toml"))
+        (os.killpg if to_both else os.kill)(process.pid, number)
+        out, err = process.communicate(timeout=BOUND_S)
+        os.close(writer)
     assert (process.returncode, out, err) == (code, b"", b"")
     assert not (tmp_path / "out").exists()
 
 
-def _in_a_group(tmp_path: Path, manifest: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
+@contextmanager
+def _in_a_group(tmp_path: Path, manifest: str) -> "Iterator[subprocess.Popen[bytes]]":
+    process = subprocess.Popen(
         [*ARGV, "run", manifest, "--sandbox", "--json", "-o", "out"],
         cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=BOUND_S)
 
 
 def _writer(pipe: Path) -> int:
@@ -136,6 +143,92 @@ def _writer(pipe: Path) -> int:
         return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
     except OSError:
         return 0
+
+
+def test_a_question_how_it_stands_disturbs_nobody_who_reads(tmp_path: Path) -> None:
+    """SIGUSR1 to all of a name, which is how people send it: both go on."""
+    os.mkfifo(tmp_path / "rows.txt")
+    with _in_a_group(tmp_path, "rows.txt") as process:
+        writer = until(lambda: _writer(tmp_path / "rows.txt"))
+        until(lambda: catches(process.pid, signal.SIGUSR1))
+        os.killpg(process.pid, signal.SIGUSR1)
+        os.write(writer, b"a cat\n")
+        os.close(writer)
+        out, _ = process.communicate(timeout=BOUND_S)
+    assert (process.returncode, json.loads(out)["jobs"]["done"]) == (0, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_hook_that_hangs_can_be_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    """The run is over: an order ends the command, as it ends any; it is not kept for a run that takes no more."""
+    (tmp_path / "rows.txt").write_text("a cat\n")
+    hook = "touch hooked; exec sleep 60 >/dev/null 2>&1"
+    with live("run", "rows.txt", "--sandbox", "-o", "out", "--on-finish", hook, cwd=tmp_path) as run:
+        until((tmp_path / "hooked").exists)
+        run.signal(number)
+        assert run.end().code == (130 if number == signal.SIGINT else -number)
+
+
+def test_the_system_names_the_command_as_the_holder(tmp_path: Path) -> None:
+    """Of a process that has ended, containers list no lock: `status` would say that nobody runs the batch."""
+    (tmp_path / "rows.txt").write_text("a cat\n" * 2)
+    with live("run", "rows.txt", "--sandbox", "-o", "out", "-c", "1", cwd=tmp_path) as run:
+        until(lambda: charges(tmp_path / "out"))
+        inode = (tmp_path / "out" / ".lock").stat().st_ino
+        (lock,) = [line for line in Path("/proc/locks").read_text().splitlines() if f":{inode} " in line]
+        assert lock.split()[1:5] == ["FLOCK", "ADVISORY", "WRITE", str(run.process.pid)]
+
+
+def test_whoever_starts_it_may_not_want_to_hear_of_its_children(tmp_path: Path) -> None:
+    """SIGCHLD that is ignored is inherited: a run ends as any other."""
+    (tmp_path / "rows.txt").write_text("a cat\n")
+    ran = subprocess.run(
+        ["env", "--ignore-signal=CHLD", *ARGV, "run", "rows.txt", "--sandbox", "--json", "-o", "out"],
+        cwd=tmp_path, env=environment(tmp_path), capture_output=True, timeout=BOUND_S, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, json.loads(ran.stdout)["jobs"]["done"]) == (0, 1), ran.stderr
+
+
+_STRUCK = """
+import os, signal, sys
+from banana_batch.cli import apart
+number, where = signal.Signals[sys.argv[1]], sys.argv[2]
+def strike():
+    os.kill(os.getpid(), number)
+if where == "reader begins":
+    def breakable(ready, once=apart.breakable):
+        strike()
+        return once(ready)
+    apart.breakable = breakable
+elif where == "reader hands over":
+    def send(self, told, *lock, once=apart._Run._send):
+        if lock:
+            strike()
+        once(self, told, *lock)
+    apart._Run._send = send
+else:
+    def loads(said, once=apart.pickle.loads):
+        told = once(said)
+        if not isinstance(told, apart._Wanted):
+            strike()
+        return told
+    apart.pickle.loads = loads
+from banana_batch.__main__ import main
+sys.argv[1:] = ["run", "rows.txt", "--sandbox", "--json", "-o", "out"]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("where", ["reader begins", "reader hands over", "run takes over"])
+def test_an_order_at_any_moment_of_the_start_stops_it(tmp_path: Path, number: str, where: str) -> None:
+    """Never 0 with nothing done, and never a bug: it says by what it was stopped, and holds the batch no more."""
+    (tmp_path / "rows.txt").write_text("a cat\n")
+    ran = _script(_STRUCK, tmp_path, number, where)
+    told = json.loads(ran.stdout)
+    assert (ran.returncode, told["reason"], told["running"]) == (7, "stopped", False), ran.stderr
+    assert ran.stderr.count(f"{number}: stopped before anything was sent") == 1
+    assert not charges(tmp_path / "out")
 
 
 _ALONE = """
@@ -187,9 +280,14 @@ def test_what_breaks_in_the_reader_is_told_as_in_one_process(
     assert not (tmp_path / "out").exists()
 
 
-def _script(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+def _script(script: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=BOUND_S, check=False
+        [sys.executable, "-c", script, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
     )
 
 

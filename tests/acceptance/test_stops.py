@@ -20,7 +20,7 @@ from banana_batch import money
 from banana_batch.cli.running import _Resolvers
 from banana_batch.sandbox.config import Latency, SandboxConfig
 
-from .command import JOBS, KEY, Live, charges, command, credits_of, live, results, tree, until
+from .command import JOBS, KEY, Live, catches, charges, command, credits_of, live, results, tree, until
 from .peer import serving
 
 ROWS = "prompt,model\n" + "".join(f"row {number},Nano Banana\n" for number in range(1, 21))
@@ -251,7 +251,7 @@ def test_an_order_while_the_loop_is_made_or_closed_is_one_like_any_other(
 def test_a_long_wait_for_a_manifest_is_a_silent_one(tmp_path: Path) -> None:
     """The ticks by which a waiting run notices orders are not told, however many (the loop's pipe holds some 300)."""
     with waiting_for_rows(tmp_path, b"a lighthouse\n") as run:
-        until(lambda: _catches(run.process.pid, signal.SIGALRM))
+        until(lambda: catches(run.process.pid, signal.SIGALRM))
         for _ in range(10_000):
             run.signal(signal.SIGALRM)
             os.sched_yield()
@@ -259,11 +259,6 @@ def test_a_long_wait_for_a_manifest_is_a_silent_one(tmp_path: Path) -> None:
         ended = run.end()
     assert ended.code == 7
     assert len(ended.err.splitlines()) == 2
-
-
-def _catches(pid: int, number: signal.Signals) -> bool:
-    (caught,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:")]
-    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 def test_a_batch_is_left_as_it_was_by_a_run_that_is_stopped_early(tmp_path: Path) -> None:
