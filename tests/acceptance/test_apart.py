@@ -232,31 +232,32 @@ def test_an_order_at_any_moment_of_the_start_stops_it(tmp_path: Path, number: st
 
 
 _ALONE = """
-import os, sys
+import os
 def none():
     raise BlockingIOError("no process can be had")
 os.fork = none
+"""
+
+_RUN = """
+import sys
 from banana_batch.__main__ import main
-sys.argv[1:] = ["run", "rows.txt", "--sandbox", "--json", "-o", "out"]
+sys.argv[1:] = ["run", "rows.txt", "--sandbox", "--json", "-o", "out", "--on-finish", "cat > hooked"]
 main()
 """
 
 _BROKEN = """
-import sqlite3, sys
+import sqlite3
 from banana_batch.store.founding import Founder
 def broken(*_, **__):
     raise {raised}
 Founder.apply = broken
-from banana_batch.__main__ import main
-sys.argv[1:] = ["run", "rows.txt", "--sandbox", "--json", "-o", "out"]
-main()
 """
 
 
 def test_where_no_process_can_be_had_one_does_it_all(tmp_path: Path) -> None:
     """A limit on processes is no reason not to run."""
     (tmp_path / "rows.txt").write_text("a cat\n")
-    ran = _script(_ALONE, tmp_path)
+    ran = _script(_ALONE + _RUN, tmp_path)
     assert (ran.returncode, json.loads(ran.stdout)["jobs"]["done"]) == (0, 1), ran.stderr
 
 
@@ -268,15 +269,17 @@ def test_where_no_process_can_be_had_one_does_it_all(tmp_path: Path) -> None:
         ("sqlite3.DatabaseError('malformed')", 65, "bad_input", "malformed"),
     ],
 )
-def test_what_breaks_in_the_reader_is_told_as_in_one_process(
-    tmp_path: Path, raised: str, code: int, reason: str, told: str
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_breaks_before_the_first_request_is_told_alike(
+    tmp_path: Path, raised: str, code: int, reason: str, told: str, alone: bool
 ) -> None:
-    """Once, with its code; nothing is left of the batch that was to be made."""
+    """By one process or two: once, with its code, to the hook too; nothing is left of the batch that was to be made."""
     (tmp_path / "rows.txt").write_text("a cat\n")
-    ran = _script(_BROKEN.format(raised=raised), tmp_path)
+    ran = _script(_ALONE * alone + _BROKEN.format(raised=raised) + _RUN, tmp_path)
     assert (ran.returncode, json.loads(ran.stdout)["reason"]) == (code, reason)
     assert ran.stderr.count(told) == 1
     assert "canary" not in ran.stderr
+    assert json.loads((tmp_path / "hooked").read_bytes())["exit"] == code
     assert not (tmp_path / "out").exists()
 
 
