@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import typer.main
@@ -13,7 +13,9 @@ from banana_batch.errors import Exit, UsageError
 from banana_batch.loading import by_itself, keep_what_is_loaded
 
 from . import outcome
-from .apart import HandOver
+
+if TYPE_CHECKING:
+    from .apart import HandOver  # `status` begins in one process
 
 HELP = "Buy images for whole manifests of prompts: never pays twice, never loses a paid image, resumes by itself."
 
@@ -65,7 +67,7 @@ def _app(arguments: Sequence[str], *, runs: bool) -> typer.Typer:
     return app
 
 
-def main(arguments: list[str], hand_over: HandOver | None = None) -> int:
+def main(arguments: list[str], hand_over: "HandOver | None" = None) -> int:
     """Run one command; return its exit code. Nothing is raised but what must be: no traceback for the user's errors.
 
     Args:

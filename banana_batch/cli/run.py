@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -14,11 +14,13 @@ from banana_batch.planning import looked_at, made_ready, opened_for_images
 from banana_batch.settings import wants_json
 
 from . import outcome
-from .apart import HandOver
 from .options import with_settings
 from .orders import breakable
 from .plan import plan_json, plan_text
 from .questions import confirmed
+
+if TYPE_CHECKING:
+    from .apart import HandOver
 
 Manifests = Annotated[
     list[str], typer.Argument(metavar="MANIFEST...", help="Prompt files, patterns, or - for standard input")
@@ -42,7 +44,7 @@ def run(context: typer.Context, manifests: Manifests, options: dict[str, Any]) -
             return _show_plan(order)
         settings = order.settings.of_run
         if context.obj is not None:
-            hand_over: HandOver = context.obj
+            hand_over: "HandOver" = context.obj
             hand_over(order.out, settings, lambda: made_ready(order, os.getppid()))
         from .running import Work, finish  # not before: another process may do all of this
 

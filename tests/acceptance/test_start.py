@@ -11,7 +11,17 @@ from banana_batch.cli import app
 app.main(sys.argv[1:])
 print(*sorted(sys.modules), file=sys.stderr)
 """
-_OF_A_RUN = {"aiohttp", "aiofiles", "pydantic", "PIL", "tqdm", "banana_batch.batch", "banana_batch.settings"}
+_OF_A_RUN = {
+    "aiohttp",
+    "asyncio",
+    "banana_batch.cli.apart",
+    "aiofiles",
+    "pydantic",
+    "PIL",
+    "tqdm",
+    "banana_batch.batch",
+    "banana_batch.settings",
+}
 
 
 @pytest.mark.parametrize("command", ["status", "ledger"])
