@@ -44,7 +44,7 @@ def run(context: typer.Context, manifests: Manifests, options: dict[str, Any]) -
             return _show_plan(order)
         settings = order.settings.of_run
         if context.obj is not None:
-            hand_over: "HandOver" = context.obj
+            hand_over: HandOver = context.obj
             hand_over(order.out, settings, lambda: made_ready(order, os.getppid()))
         from .running import Work, finish  # not before: another process may do all of this
 
