@@ -20,6 +20,7 @@ from banana_batch.models import SMALL_BYTES, FetchFailed, PaidImage
 from banana_batch.ports import Clock, Events, Images, Pacer, Store
 from banana_batch.text import duration_text
 
+from .pace import Pace
 from .stops import Stop
 from .waiting import Waiters
 
@@ -42,20 +43,21 @@ class Downloads:
         calls: Paid calls in flight at most.
         width: Images being fetched at most, of large ones; `work` is run by CROWD times as many tasks.
         crowd: Small images wait for their group longer than they were on their way: of them so many times as many may
-            be fetched, as long as that is no more memory than twice as many of the largest small ones; CROWD once the
-            last paid call has ended.
+            be fetched, as long as that is no more memory than twice as many of the largest small ones. Below CROWD
+            they are spread over the time that calls take (pace.py), too. CROWD once the last paid call has ended.
         wait_s: How long to go on after the last paid call for images that can't be fetched yet, and with calls held
             back for them: from the last one that came.
         leaving: Tells whether paid calls are just leaving, or what an answer cost in excess is being written. Images
             wait for that, at most GIVE_WAY_S, and no more of them than calls can end at once: beside a wave of calls
             there is time for its images until the next one.
+        under_way: Counts the paid calls in flight.
         on_stop: Told of what must end the run: a broken disk, an address that may not be fetched.
     """
 
     def __init__(
         self, store: Store, images: Images, clock: Clock, events: Events, pacer: Pacer, *, calls: int, width: int,
         crowd: int, wait_s: float, rng: random.Random,
-        on_stop: Callable[[Stop], None], leaving: Callable[[], bool],
+        on_stop: Callable[[Stop], None], leaving: Callable[[], bool], under_way: Callable[[], int],
     ) -> None:  # fmt: skip
         self._store = store
         self._images = images
@@ -69,6 +71,7 @@ class Downloads:
         self._on_stop = on_stop
         self._calls = calls
         self._leaving = leaving
+        self._under_way = under_way
         self._patience: asyncio.TimerHandle | None = None
         self._waited = False
         self._gone = 0
@@ -80,6 +83,8 @@ class Downloads:
         self._waiters = Waiters(clock)
         self._fetching = 0
         self._crowd = crowd
+        self._pace = Pace(calls) if crowd < CROWD else None
+        self._turn: asyncio.TimerHandle | None = None
         self._fitting = 1
         self._earlier_left = True
         self._refilling = asyncio.Lock()
@@ -109,12 +114,37 @@ class Downloads:
             self._patience = asyncio.get_running_loop().call_later(GIVE_WAY_S, self._wait_no_longer)
         return True
 
+    def _left_now(self) -> int:
+        """Return how many images may be started now: all, where more wait than came with a wave, or none follows."""
+        waiting = len(self._ready) + len(self._due)
+        if self._pace is None or self._earlier_left or len(self._ready) > self._calls:
+            return waiting
+        if self._under_way() * 2 < self._calls:
+            return waiting
+        left = self._pace.left(self._clock.monotonic_s())
+        return waiting if left is None else left
+
+    def _is_early(self) -> bool:
+        """Tell whether what waits has to wait for its turn; that it is woken then is seen to."""
+        if not self._ready or self._left_now() > 0:
+            return False
+        if self._turn is None and self._pace is not None:
+            wait_s = self._pace.next_s - self._clock.monotonic_s()
+            self._turn = asyncio.get_running_loop().call_later(wait_s, self._take_turn)
+        return True
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        self.go_on()
+
     def _wait_no_longer(self) -> None:
         self._waited = True
         self.go_on()
 
     def _next(self) -> PaidImage:
         image = self._ready.popleft()
+        if self._pace is not None:
+            self._pace.started()
         if not self._ready:
             self._waited = False
             if self._patience is not None:
@@ -122,24 +152,29 @@ class Downloads:
                 self._patience = None
         return image
 
-    def put(self, image: PaidImage) -> None:
-        """Queue an image that was just paid for."""
+    def put(self, image: PaidImage, latency_s: float | None = None) -> None:
+        """Queue an image that was just paid for; `latency_s`: how long its call took."""
         if self._left:
             return
+        if self._pace is not None and latency_s is not None:
+            self._pace.answered(latency_s)
         self._ready.append(image)
         if len(self._ready) > self._most_ready:
             self._balance()
-        if not self._gives_way():
-            self._waiters.wake_one()
+        if not self._gives_way() and not self._is_early():
+            self.go_on()
 
     def go_on(self) -> None:
         """Fetch what waits, as much of it as may be under way: it need not give way any more, or more may be."""
-        for _ in range(min(len(self._ready) + len(self._due), self._most - self._fetching)):
+        for _ in range(min(len(self._ready) + len(self._due), self._most - self._fetching, self._left_now())):
             self._waiters.wake_one()
 
     def close(self) -> None:
         """No more images will be put: the last paid call has ended."""
         self._crowd = CROWD
+        self._pace = None
+        if self._turn is not None:
+            self._turn.cancel()
         if self._closing_at_s is None:
             self._closing_at_s = closing_at_s = self._clock.monotonic_s() + (0.0 if self._gave_up else self._wait_s)
             # What was to be tried later than that is tried then, for the last time.
@@ -275,7 +310,7 @@ class Downloads:
                 await self._waiters.wait()
             elif self._earlier_left and not self._ready:
                 await self._refill()
-            elif self._gives_way():
+            elif self._gives_way() or self._is_early():
                 await self._waiters.wait()
             elif self._due and self._due[0][0] <= self._clock.monotonic_s():
                 return heapq.heappop(self._due)[2]

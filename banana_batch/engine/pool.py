@@ -130,6 +130,7 @@ class Pool:
             rng=rng,
             on_stop=self._shared.stop,
             leaving=lambda: self._shared.undurable > 0,
+            under_way=lambda: len(self._shared.on_wire),
         )
         self._senders = 0
         self._ordered = Waiters(clock)
@@ -238,8 +239,8 @@ class Pool:
         shared.feed.stop()
         return None
 
-    def _keep(self, image: PaidImage) -> None:
-        self._downloads.put(image)
+    def _keep(self, image: PaidImage, latency_s: float | None) -> None:
+        self._downloads.put(image, latency_s)
 
     def _downloads_go_on(self) -> None:
         self._downloads.go_on()

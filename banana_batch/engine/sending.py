@@ -36,7 +36,7 @@ class Sending(Struct):
 
     Attributes:
         has_room: Tells whether the disk has room for one image more; where it has not, sending stops.
-        keep: Takes each image that is paid for.
+        keep: Takes each image that is paid for, and how long its call took, seconds.
         all_durable: Called when nothing is `undurable` any more.
         undurable: Reserves that are decided and not yet committed, in millionths; and what answers that are not yet
             committed cost above theirs.
@@ -58,7 +58,7 @@ class Sending(Struct):
     stops: list[Stop]
     confirm: Callable[[], Awaitable[bool]]
     has_room: Callable[[], bool]
-    keep: Callable[[PaidImage], None]
+    keep: Callable[[PaidImage, float | None], None]
     all_durable: Callable[[], None]
     undurable: int = 0
     asked: bool = False

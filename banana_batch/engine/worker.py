@@ -199,7 +199,7 @@ async def _act_on(shared: Sending, ended: _Ended) -> None:
     else:
         shared.feed.closed()
     if image is not None:
-        shared.keep(image)
+        shared.keep(image, reply.latency_s)
     rule = shared.streak.see(reply.verdict)
     if rule is not None:
         shared.stop(Stop(rule.exit, f"the endpoint answered: {reply.message or reply.verdict.name}", rule.hint))

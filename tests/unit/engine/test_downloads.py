@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,7 @@ class Scene:
         crowd: int = CROWD,
         wait_s: float = 900.0,
         leaving: Callable[[], bool] = lambda: False,
+        under_way: Callable[[], int] | None = None,
     ) -> None:
         self.store = StateStore(db, Inline(), clock, runs.begin_run(db, 0, None), folder)
         self.pacer: Pacer = make_pacer(clock, concurrency=calls)
@@ -121,7 +123,7 @@ class Scene:
         self.downloads = Downloads(
             self.store, images, clock, Told(), self.pacer,
             calls=calls, width=width, crowd=crowd, wait_s=wait_s, rng=random.Random(1), on_stop=self._stop,
-            leaving=leaving,
+            leaving=leaving, under_way=under_way or (lambda: calls),
         )  # fmt: skip
 
     @asynccontextmanager
@@ -248,6 +250,56 @@ def test_images_give_way_for_a_moment_only(db: Flaky, tmp_path: Path, earlier: b
         first_s, rest_s = simulate(play)
     assert GIVE_WAY_S <= first_s < GIVE_WAY_S + 0.1
     assert earlier or GIVE_WAY_S <= rest_s < GIVE_WAY_S + 0.1
+
+
+def _spread(
+    db: Flaky, folder: Path, latency_s: float | None, *, crowd: int = 2, calls: int = IMAGES,
+    under_way: Callable[[], int] | None = None, last: bool = False
+) -> tuple[float, float]:  # fmt: skip
+    """Return how long it takes, after a wave of answers, until half of its images are stored, and until all are."""
+
+    async def play() -> tuple[float, float]:
+        clock = VirtualClock()
+        scene = Scene(db, FakeImages(folder), folder, clock, calls=calls, width=32, crowd=crowd, under_way=under_way)
+        images = await scene.buy()
+        async with scene.fetching():
+            await asyncio.sleep(1)  # what an earlier run left was looked for
+            for image in images:
+                scene.downloads.put(image, latency_s)
+            if last:
+                scene.downloads.close()
+            half_s = await _until_stored(db, clock, IMAGES // 2)
+            return half_s, half_s + await _until_stored(db, clock, IMAGES)
+
+    with virtual_network():
+        return simulate(play)
+
+
+def test_images_of_a_wave_are_spread_over_the_time_until_the_next(db: Flaky, tmp_path: Path) -> None:
+    """As many a second as calls end: the machine stays awake, and the last is there when the next wave comes."""
+    half_s, all_s = _spread(db, tmp_path, 1.0)
+    assert 0.35 <= half_s <= 0.55
+    assert 0.8 <= all_s <= 1.0
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        {"latency_s": 0.4}, {"latency_s": 2.5}, {"latency_s": None}, {"latency_s": 1.0, "crowd": CROWD},
+        {"latency_s": 1.0, "under_way": lambda: IMAGES // 2 - 1}, {"latency_s": 1.0, "last": True},
+    ],
+    ids=["short calls", "long calls", "nothing known", "a narrow run", "most calls have ended", "all have"],
+)  # fmt: skip
+def test_images_are_not_held_back_for_nothing(db: Flaky, tmp_path: Path, scene: dict[str, Any]) -> None:
+    """No lull, or none that can be filled, or nothing that follows: they come at once."""
+    assert _spread(db, tmp_path, **scene)[1] < 0.1
+
+
+def test_more_images_than_a_wave_s_are_not_held_back(db: Flaky, tmp_path: Path) -> None:
+    """What goes beyond as many as there are calls comes at once: what waits does not grow."""
+    half_s, all_s = _spread(db, tmp_path, 1.0, calls=IMAGES // 2)
+    assert half_s < 0.1
+    assert 0.8 <= all_s <= 1.1
 
 
 async def _until_stored(db: Flaky, clock: Clock, images: int) -> float:
