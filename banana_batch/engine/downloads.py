@@ -117,9 +117,7 @@ class Downloads:
     def _left_now(self) -> int:
         """Return how many images may be started now: all, where more wait than came with a wave, or none follows."""
         waiting = len(self._ready) + len(self._due)
-        if self._pace is None or self._earlier_left or len(self._ready) > self._calls:
-            return waiting
-        if self._under_way() * 2 < self._calls:
+        if self._pace is None or len(self._ready) > self._calls or self._under_way() < self._calls // 2:
             return waiting
         left = self._pace.left(self._clock.monotonic_s())
         return waiting if left is None else left
@@ -161,11 +159,13 @@ class Downloads:
         self._ready.append(image)
         if len(self._ready) > self._most_ready:
             self._balance()
-        if not self._gives_way() and not self._is_early():
+        if not self._gives_way():
             self.go_on()
 
     def go_on(self) -> None:
         """Fetch what waits, as much of it as may be under way: it need not give way any more, or more may be."""
+        if self._is_early():
+            return
         for _ in range(min(len(self._ready) + len(self._due), self._most - self._fetching, self._left_now())):
             self._waiters.wake_one()
 

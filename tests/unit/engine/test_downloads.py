@@ -295,6 +295,35 @@ def test_images_are_not_held_back_for_nothing(db: Flaky, tmp_path: Path, scene: 
     assert _spread(db, tmp_path, **scene)[1] < 0.1
 
 
+def test_a_turn_that_is_used_up_while_calls_leave_is_not_forgotten(
+    db: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images that came meanwhile are fetched with the next turn, and not only when something else happens."""
+    monkeypatch.setattr(downloads, "GIVE_WAY_S", 3600)
+    leaving: list[bool] = []
+
+    async def play() -> float:
+        clock = VirtualClock()
+        scene = Scene(
+            db, FakeImages(tmp_path), tmp_path, clock, calls=IMAGES, width=32, crowd=2, leaving=lambda: bool(leaving)
+        )
+        images = await scene.buy()
+        async with scene.fetching():
+            await asyncio.sleep(1)
+            for image in images[:8]:  # a turn's
+                scene.downloads.put(image, 1.0)
+            await asyncio.sleep(0.03)
+            leaving.append(True)
+            for image in images[8:]:
+                scene.downloads.put(image, 1.0)
+            leaving.clear()
+            scene.downloads.go_on()
+            return await _until_stored(db, clock, IMAGES)
+
+    with virtual_network():
+        assert simulate(play) <= 1.0
+
+
 def test_more_images_than_a_wave_s_are_not_held_back(db: Flaky, tmp_path: Path) -> None:
     """What goes beyond as many as there are calls comes at once: what waits does not grow."""
     half_s, all_s = _spread(db, tmp_path, 1.0, calls=IMAGES // 2)
