@@ -39,7 +39,7 @@ from banana_batch.store.difference import Difference
 from banana_batch.store.lock import take_over
 
 from . import outcome
-from .orders import Orders, breakable, stop_signals, stops_come_to, stops_end_a_wait
+from .orders import Orders, breakable, stop_signals, stops_come_to, stops_end_a_wait, ticking
 
 _LENGTH = struct.Struct("<Q")
 _PIECE_BYTES = 1 << 20
@@ -72,9 +72,12 @@ def begin(arguments: list[str], command: Command) -> int:
     """
     leave_no_core()
     parted = _part()
+    if parted is None:
+        return command(arguments, None)
     if isinstance(parted, _Reader):
         return _run(arguments, parted)
-    return command(arguments, None if parted is None else parted.hand_over)
+    with ticking():  # an order is passed on to it just once
+        return command(arguments, parted.hand_over)
 
 
 def _part() -> "_Run | _Reader | None":

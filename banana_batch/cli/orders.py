@@ -114,12 +114,12 @@ def stops_come_to(handler: Callable[[int, object], None], *, interrupting: bool)
 @contextlib.contextmanager
 def stops_end_a_wait(handler: Callable[[int, object], None]) -> Iterator[None]:
     """Hand orders to stop to a handler, at once, whatever system call this thread waits in."""
-    with stops_come_to(handler, interrupting=True), _ticking():
+    with stops_come_to(handler, interrupting=True), ticking():
         yield
 
 
 @contextlib.contextmanager
-def _ticking() -> Iterator[None]:
+def ticking() -> Iterator[None]:
     """Let an order be noticed that comes while this thread waits for its turn: else only after the next system call."""
     ticking = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, _NOTICED_WITHIN_S, _NOTICED_WITHIN_S)
