@@ -30,7 +30,7 @@ from typing import NoReturn
 
 from msgspec import Struct
 
-from banana_batch.errors import BananaError, Exit, OutputError, Problem, Stopped
+from banana_batch.errors import BananaError, Exit, OutputError, Problem
 from banana_batch.loading import by_itself, keep_what_is_loaded, leave_no_core
 from banana_batch.prepared import Prepared
 from banana_batch.run_settings import RunSettings
@@ -39,7 +39,7 @@ from banana_batch.store.difference import Difference
 from banana_batch.store.lock import take_over
 
 from . import outcome
-from .orders import Orders, breakable, stop_signals, stops_come_to, stops_end_a_wait, ticking
+from .orders import Orders, breakable, stop_signals, stopped_early, stops_come_to, stops_end_a_wait, ticking
 
 _LENGTH = struct.Struct("<Q")
 _PIECE_BYTES = 1 << 20
@@ -120,7 +120,7 @@ def _run(arguments: list[str], reader: "_Reader") -> int:
     with outcome.json_whatever_happens(told), contextlib.ExitStack() as listening:
         listening.enter_context(stops_come_to(come, interrupting=False))
         with by_itself():
-            from .running import Work, finish
+            from .running import buy
         keep_what_is_loaded()
         with stops_end_a_wait(come):
             wanted = reader.wanted()
@@ -129,20 +129,13 @@ def _run(arguments: list[str], reader: "_Reader") -> int:
             return reader.code()
         settings = wanted.settings
         told.out, told.json, told.budget = wanted.out, settings.json_output, settings.budget
-        work = Work(
-            wanted.out,
-            settings,
-            lambda: breakable(lambda: reader.prepared(wanted.out)),
-            os.environ,
-            run_command=["banana-batch", *arguments],
-        )
 
         @contextlib.contextmanager
         def listened() -> Iterator[Orders]:
             with listening:
                 yield taken
 
-        return finish(work, told, listened)
+        return buy(wanted.out, settings, lambda: reader.prepared(wanted.out), told, listened)
     return told.code
 
 
@@ -246,7 +239,7 @@ def _broken_off(code: int) -> BananaError:
     """Return what it means that the reader ended without a word, after it had said what is wanted."""
     number = signal.SIGINT if code == Exit.INTERRUPTED else -code
     if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        return Stopped(f"{signal.Signals(number).name}: stopped before anything was sent", "run again; nothing is lost")
+        return stopped_early(number)
     if number > 0:
         return _killed(number)
     return BananaError(f"what reads the manifest ended with {code}; nothing was sent", "run again")

@@ -59,6 +59,12 @@ def stop_signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *hang_up]
 
 
+def stopped_early(number: int) -> Stopped:
+    """Return what a person is told of an order that came before the first request."""
+    name = signal.Signals(number).name
+    return Stopped(f"{name}: stopped before anything was sent", "run again; nothing is lost")
+
+
 class _Broken(BaseException):
     """Raised wherever the program is; no handler of errors takes it for one."""
 
@@ -89,7 +95,7 @@ def breakable(ready: Callable[[], AbstractContextManager[Prepared]]) -> Iterator
         if prepared is None or told:
             if prepared is not None:  # the order was swallowed on its way, by code in C that called back
                 prepared.db.close()
-            raise Stopped(f"{told[0].name}: stopped before anything was sent", "run again; nothing is lost")
+            raise stopped_early(told[0])
         yield prepared
 
 

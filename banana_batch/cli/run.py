@@ -15,7 +15,6 @@ from banana_batch.settings import wants_json
 
 from . import outcome
 from .options import with_settings
-from .orders import breakable
 from .plan import plan_json, plan_text
 from .questions import confirmed
 
@@ -46,16 +45,9 @@ def run(context: typer.Context, manifests: Manifests, options: dict[str, Any]) -
         if context.obj is not None:
             hand_over: HandOver = context.obj
             hand_over(order.out, settings, lambda: made_ready(order, os.getppid()))
-        from .running import Work, finish  # not before: another process may do all of this
+        from .running import buy  # not before: another process may do all of this
 
-        work = Work(
-            order.out,
-            settings,
-            lambda: breakable(lambda: made_ready(order)),
-            os.environ,
-            run_command=["banana-batch", *sys.argv[1:]],
-        )
-        return finish(work, told)
+        return buy(order.out, settings, lambda: made_ready(order), told)
     return told.code
 
 

@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 import resource
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import uvloop
 
@@ -12,6 +16,7 @@ from banana_batch import accounting
 from banana_batch.batch import Run, Work
 from banana_batch.errors import DiskError, Exit
 from banana_batch.loading import leave_no_core
+from banana_batch.prepared import Prepared
 from banana_batch.report.account import Account
 from banana_batch.report.stream import Stream
 from banana_batch.report.summary import terminal_text
@@ -20,17 +25,31 @@ from banana_batch.run_settings import RunSettings
 
 from . import outcome
 from .hook import on_finish
-from .orders import Orders, orders
+from .orders import Orders, breakable, orders
 from .terminal import Terminal, signals
 
 RESOLVERS = 16  # names looked up at once: dead name servers of image hosts must not keep the gateway's name waiting
 DESCRIPTORS = 32_768  # at `-c 10000` a paid call, its fetch and its file, and some
-__all__ = ["Work", "finish"]
+__all__ = ["Work", "buy", "finish"]
 
 
-def finish(
-    work: Work, told: outcome.Told, taking: Callable[[], contextlib.AbstractContextManager[Orders]] = orders
+def buy(
+    out: Path,
+    settings: RunSettings,
+    ready: Callable[[], AbstractContextManager[Prepared]],
+    told: outcome.Told,
+    taking: Callable[[], AbstractContextManager[Orders]] = orders,
 ) -> int:
+    """Run a batch that may buy; return the exit code. An order to stop breaks off what makes it ready.
+
+    Args:
+        taking: See `finish`.
+    """
+    command = ["banana-batch", *sys.argv[1:]]
+    return finish(Work(out, settings, lambda: breakable(ready), os.environ, run_command=command), told, taking)
+
+
+def finish(work: Work, told: outcome.Told, taking: Callable[[], AbstractContextManager[Orders]] = orders) -> int:
     """Do the work, tell how it went; return the exit code.
 
     Args:

@@ -120,7 +120,7 @@ class Downloads:
         if self._pace is None or len(self._ready) > self._calls or self._under_way() < self._calls // 2:
             return waiting
         left = self._pace.left(self._clock.monotonic_s())
-        return waiting if left is None else left
+        return waiting if left is None else min(left, waiting)
 
     def _is_early(self) -> bool:
         """Tell whether what waits has to wait for its turn; that it is woken then is seen to."""
@@ -166,7 +166,7 @@ class Downloads:
         """Fetch what waits, as much of it as may be under way: it need not give way any more, or more may be."""
         if self._is_early():
             return
-        for _ in range(min(len(self._ready) + len(self._due), self._most - self._fetching, self._left_now())):
+        for _ in range(min(self._left_now(), self._most - self._fetching)):
             self._waiters.wake_one()
 
     def close(self) -> None:

@@ -125,6 +125,18 @@ def _turned(descriptor: int, file: IO[bytes]) -> Iterator[None]:
         os.close(kept)
 
 
+def script(text: str, *arguments: str | Path, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a Python program that uses the package, in a process of its own, to its end."""
+    return subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Live:
     """A command that is under way."""

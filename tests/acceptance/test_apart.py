@@ -6,7 +6,6 @@ import pickle
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from banana_batch import errors
 from banana_batch.errors import BananaError, ManifestError, Problem
 
-from .command import ARGV, BOUND_S, Live, catches, charges, command, environment, live, until
+from .command import ARGV, BOUND_S, Live, catches, charges, command, environment, live, script, until
 
 
 @contextmanager
@@ -224,7 +223,7 @@ main()
 def test_an_order_at_any_moment_of_the_start_stops_it(tmp_path: Path, number: str, where: str) -> None:
     """Never 0 with nothing done, and never a bug: it says by what it was stopped, and holds the batch no more."""
     (tmp_path / "rows.txt").write_text("a cat\n")
-    ran = _script(_STRUCK, tmp_path, number, where)
+    ran = script(_STRUCK, number, where, cwd=tmp_path)
     told = json.loads(ran.stdout)
     assert (ran.returncode, told["reason"], told["running"]) == (7, "stopped", False), ran.stderr
     assert ran.stderr.count(f"{number}: stopped before anything was sent") == 1
@@ -257,7 +256,7 @@ Founder.apply = broken
 def test_where_no_process_can_be_had_one_does_it_all(tmp_path: Path) -> None:
     """A limit on processes is no reason not to run."""
     (tmp_path / "rows.txt").write_text("a cat\n")
-    ran = _script(_ALONE + _RUN, tmp_path)
+    ran = script(_ALONE + _RUN, cwd=tmp_path)
     assert (ran.returncode, json.loads(ran.stdout)["jobs"]["done"]) == (0, 1), ran.stderr
 
 
@@ -275,23 +274,12 @@ def test_what_breaks_before_the_first_request_is_told_alike(
 ) -> None:
     """By one process or two: once, with its code, to the hook too; nothing is left of the batch that was to be made."""
     (tmp_path / "rows.txt").write_text("a cat\n")
-    ran = _script(_ALONE * alone + _BROKEN.format(raised=raised) + _RUN, tmp_path)
+    ran = script(_ALONE * alone + _BROKEN.format(raised=raised) + _RUN, cwd=tmp_path)
     assert (ran.returncode, json.loads(ran.stdout)["reason"]) == (code, reason)
     assert ran.stderr.count(told) == 1
     assert "canary" not in ran.stderr
     assert json.loads((tmp_path / "hooked").read_bytes())["exit"] == code
     assert not (tmp_path / "out").exists()
-
-
-def _script(script: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=BOUND_S,
-        check=False,
-    )
 
 
 def _all_errors(of: type[BananaError] = BananaError) -> Iterator[type[BananaError]]:

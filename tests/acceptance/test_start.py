@@ -5,23 +5,26 @@ import sys
 
 import pytest
 
+from .command import script
+
 _SCRIPT = """
 import sys
 from banana_batch.cli import app
 app.main(sys.argv[1:])
 print(*sorted(sys.modules), file=sys.stderr)
 """
-_OF_A_RUN = {
+_SENDS = {
     "aiohttp",
     "asyncio",
-    "banana_batch.cli.apart",
-    "aiofiles",
-    "pydantic",
-    "PIL",
-    "tqdm",
+    "uvloop",
+    "ssl",
     "banana_batch.batch",
-    "banana_batch.settings",
+    "banana_batch.engine.pool",
+    "banana_batch.exchange",
 }
+_OF_A_RUN = _SENDS | {
+    "aiofiles", "banana_batch.cli.apart", "banana_batch.settings", "pydantic", "PIL", "tqdm",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["status", "ledger"])
@@ -33,9 +36,8 @@ def test_looking_imports_nothing_of_a_run(command: str, tmp_path_factory: pytest
         input=b"a cat\n", capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    looked = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, command, folder / "out"], capture_output=True, text=True, timeout=60, check=True
-    )
+    looked = script(_SCRIPT, command, folder / "out")
+    looked.check_returncode()
     assert not _OF_A_RUN & set(looked.stderr.split())
 
 
@@ -64,13 +66,15 @@ command.main()
 
 def test_a_wide_run_has_descriptors_for_its_calls() -> None:
     """A soft limit of open files is no limit of `-c`: it is raised as far as the system lets it."""
-    told = subprocess.run([sys.executable, "-c", _WIDE], capture_output=True, text=True, timeout=60, check=True)
+    told = script(_WIDE)
+    told.check_returncode()
     assert told.stdout == "True (0, 0)\n"
 
 
 def test_garbage_is_collected_and_modules_are_not_looked_at_again() -> None:
     """The collector stands still only while modules are loaded, and leaves them alone afterwards."""
-    told = subprocess.run([sys.executable, "-c", _COLLECTED], capture_output=True, text=True, timeout=60, check=True)
+    told = script(_COLLECTED)
+    told.check_returncode()
     assert told.stderr == "True True\n"
 
 
@@ -83,22 +87,14 @@ else:
     from banana_batch.cli import running
 print(*sorted(sys.modules), file=sys.stderr)
 """
-_SENDS = {
-    "aiohttp",
-    "asyncio",
-    "uvloop",
-    "ssl",
-    "banana_batch.batch",
-    "banana_batch.engine.pool",
-    "banana_batch.exchange",
-}
 _READS = {"pydantic", "typer", "banana_batch.settings", "banana_batch.planning", "banana_batch.manifest"}
 
 
 @pytest.mark.parametrize(("process", "not_loaded", "loaded"), [("reader", _SENDS, _READS), ("run", _READS, _SENDS)])
 def test_a_run_s_two_processes_share_the_work(process: str, not_loaded: set[str], loaded: set[str]) -> None:
     """What reads loads nothing that could send; what sends waits for nothing that only reads."""
-    told = subprocess.run([sys.executable, "-c", _TWO, process], capture_output=True, text=True, timeout=60, check=True)
+    told = script(_TWO, process)
+    told.check_returncode()
     modules = set(told.stderr.split())
     assert not not_loaded & modules
     assert loaded <= modules

@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from banana_batch import money
 from banana_batch.cli.running import _Resolvers
 from banana_batch.sandbox.config import Latency, SandboxConfig
 
-from .command import JOBS, KEY, Live, catches, charges, command, credits_of, live, results, tree, until
+from .command import JOBS, KEY, Live, catches, charges, command, credits_of, live, results, script, tree, until
 from .peer import serving
 
 ROWS = "prompt,model\n" + "".join(f"row {number},Nano Banana\n" for number in range(1, 21))
@@ -242,8 +240,7 @@ def test_an_order_while_the_loop_is_made_or_closed_is_one_like_any_other(
 ) -> None:
     """It waits until somebody can take it: nothing breaks; after the last image there is nothing left to stop."""
     (tmp_path / "rows.txt").write_text("a lighthouse\n")
-    arguments = [sys.executable, "-c", _STRUCK, number, moment]
-    ran = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ran = script(_STRUCK, number, moment, cwd=tmp_path)
     assert (ran.returncode, json.loads(ran.stdout)["jobs"]["done"]) == (code, done), ran.stderr
     assert "bug" not in ran.stderr
 
