@@ -1,4 +1,4 @@
-"""What a process of our own leaves out while it is loaded."""
+"""What a process of our own leaves out while it is loaded, and what it has before it is needed."""
 
 import os
 import ssl
@@ -8,6 +8,7 @@ import pytest
 from pydantic.plugin import _loader
 
 from banana_batch.loading import by_itself
+from tests.unit.peak import printed_and_peak
 
 
 @pytest.mark.parametrize("said", [None, "/etc/ssl/certs/of-the-company.pem"])
@@ -34,3 +35,19 @@ def test_no_plugin_of_pydantic_is_looked_for_while_loading(monkeypatch: pytest.M
     monkeypatch.setattr(_loader, "entry_points", lambda group: pytest.fail(f"plugins looked for: {group}"))
     with by_itself():
         assert list(_loader.get_plugins()) == []
+
+
+def test_memory_that_was_taken_ahead_is_there_when_it_is_needed() -> None:
+    """A burst of small objects takes hardly a new page; where nothing was taken ahead, all of its."""
+    code = """
+import resource, sys
+from banana_batch.loading import take_memory_ahead
+
+take_memory_ahead(int(sys.argv[1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+burst = [bytes(200) for _ in range(10_000)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    (taken_anew,), _ = printed_and_peak(code, 0)
+    (left_over,), _ = printed_and_peak(code, 3 << 20)
+    assert left_over < taken_anew / 5
