@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .errors import InputMissing, UsageError
-from .store import database
+from .store import paths
 
 
 def working_folder() -> Path:
@@ -27,7 +27,7 @@ def find_batch(name: str, cwd: Path) -> Path:
     """
     given = cwd / name
     if given.is_dir():
-        if not database.exists(given):
+        if not paths.exists(given):
             raise _no_batch(name)
         return given
     if not given.is_file():
@@ -36,7 +36,7 @@ def find_batch(name: str, cwd: Path) -> Path:
 
     stem = find_sources([name], cwd, None)[0].stem
     folders = [given.parent / "outputs" / (stem + ending) for ending in ("", "-sandbox")]
-    found = [folder for folder in folders if database.exists(folder)]
+    found = [folder for folder in folders if paths.exists(folder)]
     if len(found) > 1:
         raise UsageError(f"{name} has two batches: {found[0]} and {found[1]}", "name the folder that you mean")
     if not found:

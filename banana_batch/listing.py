@@ -19,7 +19,7 @@ from .lifecycle import JobState
 from .ports import Listener
 from .report.atomic import replaced
 from .report.results import FILE_NAME, add_results, result_dict, write_results
-from .store import database, queries
+from .store import database, paths, queries
 
 _CACHE = "PRAGMA cache_size = -256"  # KiB: a row is read once, and those beside it next
 ROOM_BYTES = 1 << 30  # what is left of a disk is for the images that still come
@@ -111,7 +111,7 @@ class Listing:
     def _begin(self) -> _Early | None:
         try:
             # A job's row is shorter than what the state holds of it.
-            if shutil.disk_usage(self._out).free < ROOM_BYTES + database.state_path(self._out).stat().st_size:
+            if shutil.disk_usage(self._out).free < ROOM_BYTES + paths.state_path(self._out).stat().st_size:
                 return None
             return self._further(_Early(self._open.enter_context(replaced(self._out, FILE_NAME)), 0))
         except Exception:  # noqa: BLE001  # it comes to light, and is told, when all is written at the end

@@ -11,7 +11,7 @@ from .errors import ManifestError, Problem, SettingsError, UsageError
 from .manifest.loader import open_manifests, run_settings
 from .models import PlannedJob
 from .settings import BadSettings, Settings, environment_settings, resolve
-from .store import database
+from .store import paths
 from .text import plural, printable
 
 EXPANSION_LIMIT = 10_000
@@ -72,7 +72,7 @@ def settle_order(
             "which output folder? With several manifests, or standard input, there is no default",
             "name one: -o DIR",
         )
-    _keep_log_apart(settings.log_file, cwd, [*sources, str(database.state_path(out))])
+    _keep_log_apart(settings.log_file, cwd, [*sources, str(paths.state_path(out))])
     return Order(settings, cwd / out, manifests)
 
 

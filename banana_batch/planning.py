@@ -19,13 +19,14 @@ from .ordering import Order, resolved
 from .prepared import ALLOWED_HOSTS, BASE_URL, FINGERPRINT, IN_SANDBOX, LIVE, SIDE, Prepared
 from .run_settings import RunSettings
 from .settings import DEFAULT_BASE_URL, ENV_PREFIX
-from .store import database, queries, runs
+from .store import database, paths, queries, runs
 from .store.difference import Difference
 from .store.evidence import refuse_the_past, set_log_aside
 from .store.founding import Founder
 from .store.listed import Listed
 from .store.lock import LOCK_NAME, batch_lock
 from .store.planning import Planner
+from .store.unborn import Unborn, nowhere
 from .text import plural, printable, shell_line
 
 DEFAULT_FILENAME = "{index:05d}-{slug}"
@@ -41,21 +42,21 @@ def looked_at(order: Order) -> Iterator[Prepared]:
         DiskError: there is no room for what is compared.
     """
     with runs.telling_disk(), contextlib.ExitStack() as stack:
-        still = not database.in_use(order.out)
+        still = not paths.in_use(order.out)
         prepared = _look(order, stack, still=still)
-        if still and not prepared.fresh and database.in_use(order.out):
+        if still and not prepared.fresh and paths.in_use(order.out):
             # A run began meanwhile, and may have changed what was just being read.
             prepared = _look(order, stack, still=False)
         yield prepared
 
 
 def _look(order: Order, stack: contextlib.ExitStack, *, still: bool) -> Prepared:
-    fresh = not database.exists(order.out)
-    opened = database.nowhere() if fresh else database.open_reader(order.out, still=still)
+    fresh = not paths.exists(order.out)
+    opened = nowhere() if fresh else database.open_reader(order.out, still=still)
     db = stack.enter_context(contextlib.closing(opened))
     prepared = Prepared(db, Difference(), fresh=fresh)
     if fresh:
-        with contextlib.closing(database.nowhere()) as scratch:
+        with contextlib.closing(nowhere()) as scratch:
             _stage(order, prepared, Founder(scratch, order.manifests.index_width))
     else:
         refuse_the_past(db, order.out)
@@ -79,15 +80,15 @@ def made_ready(order: Order, pid: int | None = None) -> Iterator[Prepared]:
         ManifestError: bad rows, a refused change, or a damaged state.
         SettingsError: the batch belongs to the other side (sandbox or live).
     """
-    made = database.make_folder(order.out)
+    made = paths.make_folder(order.out)
     had_lock = (order.out / LOCK_NAME).exists()
     with runs.telling_disk(), contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context(batch_lock(order.out, pid))
-            prepared = _existing(order) if database.exists(order.out) else _born(order)
+            prepared = _existing(order) if paths.exists(order.out) else _born(order)
             prepared.lock = lock
         except BaseException as failed:
-            if not had_lock and not isinstance(failed, BatchLocked) and not database.state_path(order.out).exists():
+            if not had_lock and not isinstance(failed, BatchLocked) and not paths.state_path(order.out).exists():
                 with contextlib.suppress(OSError):  # what failed is what has to be told, not that this stays
                     (order.out / LOCK_NAME).unlink()
                 _remove_empty(made)
@@ -102,7 +103,7 @@ def _remove_empty(made: Iterable[Path]) -> None:
 
 
 def _born(order: Order) -> Prepared:
-    unborn = database.Unborn(order.out)
+    unborn = Unborn(order.out)
     db = unborn.open()
     try:
         prepared = Prepared(db, Difference(), fresh=True)

@@ -13,7 +13,7 @@ from banana_batch.models import Totals
 from banana_batch.money import credits_text
 from banana_batch.report.account import run_summary
 from banana_batch.report.stream import Stream
-from banana_batch.store import database, queries
+from banana_batch.store import checks, database, queries
 from banana_batch.store.lock import holder
 from banana_batch.text import printable
 
@@ -26,7 +26,7 @@ def as_told(failed: Exception) -> BananaError | None:
         return failed
     # Its subclasses say that we misused SQLite, or that the disk failed; the class itself, that the file is damaged.
     if type(failed) is sqlite3.DatabaseError:
-        return database.damaged_somewhere(failed)
+        return checks.damaged_somewhere(failed)
     return None
 
 

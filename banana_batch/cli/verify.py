@@ -16,7 +16,7 @@ from banana_batch.lifecycle import JobState
 from banana_batch.planning import opened_for_images
 from banana_batch.prepared import Prepared
 from banana_batch.settings import wants_json
-from banana_batch.store import database, queries, resolve, runs
+from banana_batch.store import checks, queries, resolve, runs
 from banana_batch.text import plural, printable
 
 from . import outcome
@@ -55,7 +55,7 @@ def verify(
             with runs.transaction(db):
                 runs.doubt_interrupted(db, runs.DIED)
             if not queries.sums_agree(db):
-                raise database.damaged(out, "its sums are not those of its attempts")
+                raise checks.damaged(out, "its sums are not those of its attempts")
             found = _check(db, out)
         mends = repair and bool(found.bad)
         if not (json and mends):

@@ -1,6 +1,6 @@
 """The first manifest of a batch: its rows are the jobs, so they are written where they stay, and once.
 
-Rule 1: what is refused leaves nothing behind: the batch has no name yet, and its maker forgets it (`database.Unborn`).
+Rule 1: what is refused leaves nothing behind: the batch has no name yet, and its maker forgets it (`unborn.Unborn`).
 """
 
 import sqlite3

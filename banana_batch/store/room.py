@@ -7,7 +7,7 @@ from pathlib import Path
 from banana_batch.models import KEPT_FREE_BYTES
 from banana_batch.ports import Listener
 
-from .database import state_path
+from .paths import state_path
 
 # Images that may be bought without looking again while there is plenty of room: looking is a system call a job.
 MOST_UNLOOKED = 32

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from banana_batch.cli import app
-from banana_batch.store import database
+from banana_batch.store import database, paths
 from banana_batch.store.lock import holder
 from tests.integration.whole_runs import scratch
 
@@ -74,7 +74,7 @@ def test_a_state_with_foreign_parts_is_refused(
 ) -> None:
     """65 and nothing sent: what a state file does by itself is ours, or it is not used."""
     shutil.copytree(begun, folder / "out")
-    state = folder / "out" / database.STATE_NAME
+    state = folder / "out" / paths.STATE_NAME
     with tampering(state) as db:
         db.executescript(TAMPERED[name])
     before = state.read_bytes()
@@ -137,7 +137,7 @@ def test_a_state_file_is_a_plain_file(folder: Path, begun: Path, ending: str, ki
     victim = folder / "victim"
     if kind == "symlink":
         victim.write_bytes(b"precious")
-    place = folder / "out" / (database.STATE_NAME + ending)
+    place = folder / "out" / (paths.STATE_NAME + ending)
     place.unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(place)

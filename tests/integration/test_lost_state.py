@@ -207,7 +207,7 @@ async def test_a_disk_that_cannot_hold_a_state_durably_is_left_as_it_was(
 
     async with gateway() as peer:
         with monkeypatch.context() as patched:
-            patched.setattr(database, "_make_durable", refuses)
+            patched.setattr(database, "make_durable", refuses)
             with pytest.raises(SettingsError, match="can't hold a durable state file"):
                 await run_batch(out, peer.url, ["a"])
             assert not out.exists()

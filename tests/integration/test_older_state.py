@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from banana_batch.cli import app
-from banana_batch.store import database, shape
+from banana_batch.store import checks, paths, shape
 from tests.integration.whole_runs import scratch
 
 OLDER = shape.schema_script(1)
@@ -22,10 +22,10 @@ def older() -> Iterator[Path]:
     with scratch() as made:
         (made / "p.jsonl").write_text(MANIFEST)
         assert run(made, "--limit", "1") == 0
-        with closing(sqlite3.connect(made / "out" / database.STATE_NAME, isolation_level=None)) as db:
+        with closing(sqlite3.connect(made / "out" / paths.STATE_NAME, isolation_level=None)) as db:
             rows = {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in TABLES}
-        (made / "out" / database.STATE_NAME).unlink()
-        with closing(sqlite3.connect(made / "out" / database.STATE_NAME, isolation_level=None)) as db:
+        (made / "out" / paths.STATE_NAME).unlink()
+        with closing(sqlite3.connect(made / "out" / paths.STATE_NAME, isolation_level=None)) as db:
             db.executescript(OLDER)
             triggers = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
             for name, _ in triggers:
@@ -46,7 +46,7 @@ def run(folder: Path, *more: str) -> int:
 
 def version_of(folder: Path) -> tuple[int, list[str]]:
     """Return a state's version, and what is not as that version made it."""
-    with closing(sqlite3.connect(folder / "out" / database.STATE_NAME)) as db:
+    with closing(sqlite3.connect(folder / "out" / paths.STATE_NAME)) as db:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         return version, shape.foreign_parts(db, version)
 
@@ -60,8 +60,8 @@ def test_a_look_leaves_it_as_it_is(older: Path) -> None:
 def test_a_run_takes_it_over_and_goes_on(older: Path) -> None:
     """What was done stays done, and the state is this version's from then on."""
     assert run(older) == 0
-    assert version_of(older) == (database.VERSION, [])
-    with closing(sqlite3.connect(older / "out" / database.STATE_NAME)) as db:
+    assert version_of(older) == (checks.VERSION, [])
+    with closing(sqlite3.connect(older / "out" / paths.STATE_NAME)) as db:
         assert db.execute("SELECT count(*), sum(attempts) FROM jobs WHERE state = 'done'").fetchone() == (2, 2)
 
 
@@ -71,7 +71,7 @@ def test_a_run_takes_it_over_and_goes_on(older: Path) -> None:
 )
 def test_what_was_changed_is_not_taken_over(older: Path, change: str) -> None:
     """An older version is no way round the check: 65, and nothing of it is changed."""
-    state = older / "out" / database.STATE_NAME
+    state = older / "out" / paths.STATE_NAME
     with closing(sqlite3.connect(state, isolation_level=None)) as db:
         db.execute(change)
     before = state.read_bytes()

@@ -48,6 +48,7 @@ from banana_batch.store.founding import Founder
 from banana_batch.store.listed import Listed
 from banana_batch.store.planning import Planner
 from banana_batch.store.state import StateStore
+from banana_batch.store.unborn import Unborn
 from tests.torture.edits import BUDGETS, CREDIT, NAMED, PRICES, ROWS, Row, identities, planned
 from tests.torture.suite import Figures, Suite
 from tests.torture.virtual import Inline
@@ -101,7 +102,7 @@ class Batch(RuleBasedStateMachine):
 
     @initialize(rows=ROWS, named=NAMED, budget=BUDGETS)
     def begin(self, rows: list[Row], named: list[Row], budget: int | None) -> None:
-        unborn = database.Unborn(self.out)
+        unborn = Unborn(self.out)
         db = unborn.open()
         self._plan(Founder(db, 5), [*rows, *named], reuse=False)
         self._open(unborn.publish(db), budget)

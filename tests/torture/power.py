@@ -42,13 +42,13 @@ def state_unsynced() -> None:
     """The state is not synced at each commit."""
     from banana_batch.store import database
 
-    durable = database._make_durable
+    durable = database.make_durable
 
     def weaker(db: sqlite3.Connection, out: Path) -> None:
         durable(db, out)
         db.execute("PRAGMA synchronous = NORMAL")
 
-    vars(database)["_make_durable"] = weaker
+    vars(database)["make_durable"] = weaker
 
 
 def parts_unsynced() -> None:

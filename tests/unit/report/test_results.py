@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from banana_batch.errors import DiskError
 from banana_batch.lifecycle import JobState
 from banana_batch.report.results import COLUMNS, KEYS, json_line, result_dict, write_csv, write_results
-from banana_batch.store import database, queries
+from banana_batch.store import queries
+from banana_batch.store.unborn import Unborn
 
 CONTRACT_KEYS = [
     "id", "index", "state", "prompt", "model", "aspect_ratio", "image_size", "thinking_level",
@@ -77,7 +78,7 @@ def test_a_result_says_what_was_asked_bought_and_stored() -> None:
 
 def test_rows_come_straight_from_the_state(tmp_path: Path) -> None:
     """The query's columns are those that a result is made of, in the same order."""
-    unborn = database.Unborn(tmp_path)
+    unborn = Unborn(tmp_path)
     with contextlib.closing(unborn.open()) as db:
         db.execute("INSERT INTO kinds (kind, model, image_size) VALUES (1, 'm', '1K')")
         db.executemany(

@@ -8,7 +8,7 @@ from typing import Any
 
 from banana_batch.lifecycle import Event, Settlement
 from banana_batch.models import Answer, Kind, Reserve, Settled
-from banana_batch.store.database import Unborn
+from banana_batch.store.unborn import Unborn
 
 PRO = Kind("gemini-3-pro-image-preview", "1K")
 CREDIT = 1_000_000

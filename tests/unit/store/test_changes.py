@@ -18,6 +18,7 @@ from banana_batch.pacing.clock import SystemClock
 from banana_batch.store import changes, database, queries, runs
 from banana_batch.store.rows import MOST_ROWS
 from banana_batch.store.state import StateStore
+from banana_batch.store.unborn import nowhere
 from tests.torture.virtual import Inline
 from tests.unit.store.small import CREDIT, DOUBT, HELD, PRO, Flaky, opened, outcomes, paid, states
 
@@ -377,6 +378,6 @@ async def test_cancelled_settlements_are_made(db: Flaky, held: Held, slow: State
 def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the version that is needed, instead of an error in a statement; a plan without a batch too."""
     monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 36, 0))
-    for attempt in (database.nowhere, lambda: database.open_writer(tmp_path), lambda: database.open_reader(tmp_path)):
+    for attempt in (nowhere, lambda: database.open_writer(tmp_path), lambda: database.open_reader(tmp_path)):
         with pytest.raises(SettingsError, match=r"3\.37 or later"):
             attempt()

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from banana_batch.lifecycle import SETTLEMENTS, TRANSITIONS, Event, IllegalTransition, JobState, Settlement, after
-from banana_batch.store.database import nowhere
+from banana_batch.store.unborn import nowhere
 
 USERS_WORD = {Event.RESEND, Event.FOUND, Event.GIVE_UP, Event.REDO, Event.REPAIR}
 

@@ -11,10 +11,10 @@ from banana_batch.capabilities import pixels
 from banana_batch.lifecycle import Event, Settlement
 from banana_batch.models import Answer, Kind, Reserve, Settled
 from banana_batch.pacing.clock import SystemClock
-from banana_batch.store.database import Unborn
 from banana_batch.store.handout import paid_images
 from banana_batch.store.runs import begin_run
 from banana_batch.store.state import StateStore
+from banana_batch.store.unborn import Unborn
 
 PRO = Kind("gemini-3-pro-image-preview", "1K")
 PAID = Settled(Event.ANSWERED, Settlement.PAID, "ok", answer=Answer("https://example.test/x.png", 13_000_000))

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from banana_batch.errors import Problem
 from banana_batch.models import INDEX_MARK, Kind, PlannedJob
-from banana_batch.store.database import Unborn, nowhere
 from banana_batch.store.difference import Difference
 from banana_batch.store.founding import Founder
 from banana_batch.store.listed import Listed
 from banana_batch.store.planning import Planner
+from banana_batch.store.unborn import Unborn, nowhere
 from tests.unit.peak import printed_and_peak
 
 
@@ -196,7 +196,7 @@ _MEASURE = """
 import sys
 from pathlib import Path
 from banana_batch.models import INDEX_MARK, Kind, PlannedJob
-from banana_batch.store.database import Unborn
+from banana_batch.store.unborn import Unborn
 from banana_batch.store.founding import Founder
 count, kind, long = int(sys.argv[2]), Kind("model", "1K"), "a long prompt " * 300
 db = Unborn(Path(sys.argv[1])).open()

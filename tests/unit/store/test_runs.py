@@ -8,7 +8,7 @@ import pytest
 
 from banana_batch.errors import DiskError, Exit
 from banana_batch.store import queries, runs
-from banana_batch.store.database import Unborn
+from banana_batch.store.unborn import Unborn
 
 
 @pytest.fixture

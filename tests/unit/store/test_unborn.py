@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from banana_batch.errors import DiskError, ManifestError, SettingsError
-from banana_batch.store import database
+from banana_batch.store import database, paths, unborn
+from banana_batch.store.unborn import Unborn
 
 
 def test_a_new_state_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,26 +25,26 @@ def test_a_new_state_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monke
         steps.append(("rename", path.stat().st_ino))
         return rename(path, to)
 
-    unborn = database.Unborn(tmp_path)
+    unborn = Unborn(tmp_path)
     db = unborn.open()
     db.execute("INSERT INTO batch VALUES ('side', 'live')")
     unborn.prove(db)
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "rename", renamed)
     with contextlib.closing(unborn.publish(db)) as born:
-        state = database.state_path(tmp_path).stat().st_ino
+        state = paths.state_path(tmp_path).stat().st_ino
         assert steps == [("sync", state), ("rename", state), ("sync", tmp_path.stat().st_ino)]
         pragmas = ("journal_mode", "synchronous", "wal_autocheckpoint")
         assert [born.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas] == ["wal", 2, 4000]
         assert born.execute("SELECT value FROM batch").fetchone()[0] == "live"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [database.STATE_NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [paths.STATE_NAME]
 
 
 def test_a_log_that_cannot_be_opened_shows_before_the_state_has_its_name(tmp_path: Path) -> None:
     """SQLite says that it will keep one, and opens it only when it is needed."""
-    unborn = database.Unborn(tmp_path)
+    unborn = Unborn(tmp_path)
     db = unborn.open()
-    in_its_way = tmp_path / f".{database.STATE_NAME}.new-shm"
+    in_its_way = tmp_path / f".{paths.STATE_NAME}.new-shm"
     in_its_way.mkdir()
     with pytest.raises(DiskError):
         unborn.prove(db)
@@ -58,24 +59,24 @@ def test_a_state_that_cannot_even_be_made_leaves_nothing(tmp_path: Path, monkeyp
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(database, "_make_schema", full)
+        patched.setattr(unborn, "_make_schema", full)
         with pytest.raises(DiskError):
-            database.Unborn(tmp_path).open()
+            Unborn(tmp_path).open()
     monkeypatch.setattr(database, "OLDEST_SQLITE", (99,))
     with pytest.raises(SettingsError):
-        database.Unborn(tmp_path).open()
+        Unborn(tmp_path).open()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("ending", ["-wal", "-journal"])
 def test_a_log_without_its_state_is_not_played_into_a_new_one(tmp_path: Path, ending: str) -> None:
     """What it holds was paid; what is born beside it would take it in."""
-    left = tmp_path / f"{database.STATE_NAME}{ending}"
+    left = tmp_path / f"{paths.STATE_NAME}{ending}"
     left.write_bytes(b"")
-    assert not database.exists(tmp_path)
+    assert not paths.exists(tmp_path)
     left.write_bytes(b"frames")
-    with pytest.raises(ManifestError, match=f"there is {left.name} but no {database.STATE_NAME}"):
-        database.exists(tmp_path)
+    with pytest.raises(ManifestError, match=f"there is {left.name} but no {paths.STATE_NAME}"):
+        paths.exists(tmp_path)
     assert left.read_bytes() == b"frames"
 
 
@@ -90,5 +91,5 @@ def test_a_folder_that_another_run_makes_just_then_is_no_failure(
         mkdir(path, mode)
 
     monkeypatch.setattr(Path, "mkdir", made_twice)
-    assert database.make_folder(out) == []
+    assert paths.make_folder(out) == []
     assert out.is_dir()
