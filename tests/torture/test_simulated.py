@@ -22,7 +22,7 @@ def test_no_crash_of_the_write_order_breaks_a_promise() -> None:
     figures = model.run("a")
     assert figures.violations == []
     assert int(figures.counts["states"]) > 50
-    assert int(figures.counts["caught"]) + int(figures.counts["covered"]) == figures.counts["mutants"]
+    assert figures.counts["caught"] == figures.counts["mutants"]
 
 
 def test_no_order_of_events_breaks_the_ledger() -> None:
