@@ -28,15 +28,7 @@ from tests.integration.answers_peer import (
     serving,
     success,
 )
-
-CERTIFICATES = Path(__file__).parents[1] / "unit" / "endpoint" / "tls"
-CA = CERTIFICATES / "ca.pem"
-
-
-def _server_tls(name: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATES / f"{name}.pem")
-    return context
+from tests.tls import CA, server_tls
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -57,7 +49,7 @@ async def test_a_redirect_is_never_followed(status: int) -> None:
 
 async def test_a_trusted_certificate_is_enough() -> None:
     """Certificates of --ca-file are trusted beside the system's."""
-    async with serving(answer(200, success()), tls=_server_tls("good")) as peer:
+    async with serving(answer(200, success()), tls=server_tls("good")) as peer:
         ending, _ = await buy(peer.url, ca_file=CA)
     assert ending.verdict is classify.OK
 
@@ -69,7 +61,7 @@ async def test_a_trusted_certificate_is_enough() -> None:
 )
 async def test_an_untrusted_certificate_stops_the_run_unsent(certificate: str, ca_file: Path | None) -> None:
     """Nothing leaves, and it is settings (78), not the endpoint, that must be mended."""
-    async with serving(answer(200, success()), tls=_server_tls(certificate)) as peer:
+    async with serving(answer(200, success()), tls=server_tls(certificate)) as peer:
         ending, trace = await buy(peer.url, ca_file=ca_file)
     assert peer.requests == []
     assert trace.sent_at_s is None
@@ -81,7 +73,7 @@ async def test_an_untrusted_certificate_stops_the_run_unsent(certificate: str, c
 
 async def test_old_tls_is_refused() -> None:
     """A gateway that offers nothing newer than TLS 1.1 gets nothing."""
-    context = _server_tls("good")
+    context = server_tls("good")
     context.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -154,7 +146,7 @@ async def test_a_proxy_sees_a_tunnel_and_never_the_key() -> None:
     """Through --proxy the gateway's TLS holds from end to end."""
     seen: list[bytes] = []
 
-    async with serving(answer(200, success()), tls=_server_tls("good")) as peer:
+    async with serving(answer(200, success()), tls=server_tls("good")) as peer:
         port = int(peer.url.rsplit(":", 1)[1])
 
         async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

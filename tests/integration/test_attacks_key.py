@@ -17,8 +17,8 @@ from banana_batch.planning import opened_for_images
 from banana_batch.report.results import write_csv
 from tests.integration import test_answers, whole_runs
 from tests.integration.answers_peer import CANARY, answer, failed
-from tests.integration.test_answers_elsewhere import CA, _server_tls
 from tests.integration.whole_runs import Arrived, Gateway, Watcher, gateway, run_batch
+from tests.tls import CA, server_tls
 
 ENCODINGS = {
     "plain": CANARY,
@@ -196,7 +196,7 @@ async def test_tls_failures_and_dead_gateways_do_not_show_the_key(
 ) -> None:
     """What is told of a call that never left holds nothing of its request."""
     watcher = Watcher()
-    async with gateway(tls=_server_tls("expired")) as peer:
+    async with gateway(tls=server_tls("expired")) as peer:
         await run_batch(out, peer.url, ["one"], watcher=watcher, ca_file=str(CA))
     await run_batch(out, "http://127.0.0.1:9", ["one"], watcher=watcher, give_up_after=0.1)
     check(out, debugged, capfd, watcher)

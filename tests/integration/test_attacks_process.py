@@ -19,10 +19,10 @@ from tests.acceptance.peer import serving
 from tests.integration import whole_runs
 from tests.integration.answers_peer import CANARY
 from tests.integration.whole_runs import Ended, gateway, run_batch
+from tests.tls import CA, server_tls
 
 MANIFEST = "prompt,model\na,Nano Banana\n"
 SLOW = SandboxConfig(plain_pictures=True, latency=Latency("fixed", 30.0))
-CERTIFICATES = Path(__file__).parents[1] / "unit" / "endpoint" / "tls"
 
 
 @pytest.fixture
@@ -110,18 +110,12 @@ def test_a_bug_shows_neither_locals_nor_a_traceback(tmp_path: Path, manifest: Pa
         assert not file.is_file() or KEY.encode() not in file.read_bytes()
 
 
-def _served(name: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATES / f"{name}.pem")
-    return context
-
-
 @pytest.mark.parametrize("name", ["self-signed", "other-host", "expired"])
 async def test_a_gateway_that_cannot_be_trusted_gets_nothing(name: str) -> None:
     """Unknown authority, another host, expired: 78, nothing sent, every job pending."""
-    ca_file = None if name == "self-signed" else str(CERTIFICATES / "ca.pem")
+    ca_file = None if name == "self-signed" else str(CA)
     with whole_runs.scratch() as folder:
-        async with gateway(tls=_served("good" if name == "self-signed" else name)) as peer:
+        async with gateway(tls=server_tls("good" if name == "self-signed" else name)) as peer:
             ended = await run_batch(folder / "out", peer.url, ["one", "two"], ca_file=ca_file)
         _check_untrusted(ended)
         assert peer.posts == []
@@ -130,8 +124,8 @@ async def test_a_gateway_that_cannot_be_trusted_gets_nothing(name: str) -> None:
 @pytest.mark.parametrize("trusted", [True, False], ids=["trusted", "not trusted"])
 async def test_the_command_trusts_whom_the_system_trusts(tmp_path: Path, manifest: Path, trusted: bool) -> None:
     """Certificates that are left out while it loads are there when it calls; else 78, and nothing is sent."""
-    system = CERTIFICATES / "ca.pem" if trusted else os.devnull
-    async with gateway(tls=_served("good")) as peer:
+    system = CA if trusted else os.devnull
+    async with gateway(tls=server_tls("good")) as peer:
         ended = await asyncio.to_thread(
             partial(
                 command,
@@ -151,7 +145,7 @@ async def test_the_command_trusts_whom_the_system_trusts(tmp_path: Path, manifes
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1], ids=["1.0", "1.1"])
 async def test_a_gateway_of_old_protocols_gets_nothing(version: ssl.TLSVersion) -> None:
     """A real TLS server that offers nothing newer: 78."""
-    context = _served("good")
+    context = server_tls("good")
     context.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -161,7 +155,7 @@ async def test_a_gateway_of_old_protocols_gets_nothing(version: ssl.TLSVersion) 
         thread = threading.Thread(target=_handshakes, args=(listener, context))
         thread.start()
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
-        ended = await run_batch(folder / "out", url, ["one", "two"], ca_file=str(CERTIFICATES / "ca.pem"))
+        ended = await run_batch(folder / "out", url, ["one", "two"], ca_file=str(CA))
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(10)
         assert not thread.is_alive()

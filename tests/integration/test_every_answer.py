@@ -16,8 +16,8 @@ from banana_batch.exchange import Exchange
 from banana_batch.models import Outcome
 from tests.integration import test_answers, whole_runs
 from tests.integration.answers_peer import answer, failed, serving
-from tests.integration.test_answers_elsewhere import CA, _server_tls
 from tests.integration.whole_runs import Arrived, Ended, Gateway, gateway, run_batch
+from tests.tls import CA, server_tls
 
 PROMPTS = ("one", "two", "three", "four")
 # Answers that no bytes of a reply make: see the tests of their own below.
@@ -247,7 +247,7 @@ async def _odd(_route: object) -> None:
 )
 async def test_a_peer_that_cannot_be_trusted_gets_nothing(out: Path, name: str, certificate: str, code: Exit) -> None:
     """A bad certificate stops the run with 78 at once; every job is pending with its tries unspent."""
-    async with gateway(tls=_server_tls(certificate)) as peer:
+    async with gateway(tls=server_tls(certificate)) as peer:
         ended = await run_batch(out, peer.url, PROMPTS, ca_file=str(CA))
     check(ended, len(peer.posts), Expected(code, 0, {"pending": 4}, 0.0))
     check_log(ended, name, 1)

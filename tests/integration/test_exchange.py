@@ -14,7 +14,7 @@ from yarl import URL
 
 from banana_batch.exchange import MAX_STALE, ONE_PIECE_BYTES, Exchange, Route, exchange
 from banana_batch.peer import Garbled
-from tests.integration.test_answers_elsewhere import _server_tls
+from tests.tls import server_tls
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -178,7 +178,7 @@ def test_a_connection_over_tls_that_is_let_go_is_gone(run: Callable[[Coroutine[A
 
     async def rest(listener: socket.socket) -> bytes:
         loop = asyncio.get_running_loop()
-        served = loop.run_in_executor(None, _one_answer, listener, _server_tls("good"))
+        served = loop.run_in_executor(None, _one_answer, listener, server_tls("good"))
         url = URL(f"https://127.0.0.1:{listener.getsockname()[1]}")
         async with asyncio.timeout(8), connecting() as connector:
             route = Route(connector, url, idle_s=5, limits=LIMITS, proxy=None, tls=lambda: any_side, headers={})

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import pytest
 from banana_batch.errors import Exit, SettingsError
 from banana_batch.models import FetchFailed, PaidImage, StoredImage
 from tests.integration.images_peer import answer, everything, fetching, host
+from tests.tls import CA, server_tls
 from tests.unit.images.samples import WHOLE, png
 
 PNG = WHOLE["png"][1]
 LARGE = png(fill=3 << 20)
-CERTIFICATES = Path(__file__).parents[1] / "unit" / "endpoint" / "tls"
 VENDOR = "https://api.ttapi.org"
 
 
@@ -151,19 +150,13 @@ async def test_the_host_sees_neither_key_nor_cookie_nor_password(
     assert sink.requests == []
 
 
-def _tls(name: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATES / f"{name}.pem")
-    return context
-
-
 async def test_an_allowed_host_is_fetched_over_trusted_tls(tmp_path: Path) -> None:
     """--allow-host opens a private address and port, --ca-file its certificate; both are needed."""
-    async with host(answer(PNG), tls=_tls("good")) as peer:
-        settings = {"allow_hosts": [f"127.0.0.1:{peer.port}"], "ca_file": CERTIFICATES / "ca.pem"}
+    async with host(answer(PNG), tls=server_tls("good")) as peer:
+        settings = {"allow_hosts": [f"127.0.0.1:{peer.port}"], "ca_file": CA}
         async with fetching(tmp_path, VENDOR, **settings) as fetcher:
             assert isinstance(await fetcher.fetch(peer.image), StoredImage)
-        async with fetching(tmp_path, VENDOR, ca_file=CERTIFICATES / "ca.pem") as fetcher:
+        async with fetching(tmp_path, VENDOR, ca_file=CA) as fetcher:
             blocked = await fetcher.fetch(peer.image)
     assert isinstance(blocked, FetchFailed)
     assert blocked.name == "image_blocked"
@@ -174,9 +167,9 @@ async def test_the_system_s_certificates_are_where_the_user_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SSL_CERT_FILE, as OpenSSL knows it: a company's own authority."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATES / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(CA))
     async with (
-        host(answer(PNG), tls=_tls("good")) as peer,
+        host(answer(PNG), tls=server_tls("good")) as peer,
         fetching(tmp_path, VENDOR, allow_hosts=[f"127.0.0.1:{peer.port}"]) as fetcher,
     ):
         assert isinstance(await fetcher.fetch(peer.image), StoredImage)
@@ -184,8 +177,8 @@ async def test_the_system_s_certificates_are_where_the_user_says(
 
 async def test_a_large_image_comes_whole_over_tls(tmp_path: Path) -> None:
     """Past the parser, too, its bytes are those that were sent."""
-    async with host(answer(LARGE), tls=_tls("good")) as peer:
-        settings = {"allow_hosts": [f"127.0.0.1:{peer.port}"], "ca_file": CERTIFICATES / "ca.pem"}
+    async with host(answer(LARGE), tls=server_tls("good")) as peer:
+        settings = {"allow_hosts": [f"127.0.0.1:{peer.port}"], "ca_file": CA}
         async with fetching(tmp_path, VENDOR, **settings) as fetcher:
             stored = await fetcher.fetch(peer.image)
     assert isinstance(stored, StoredImage)
@@ -195,8 +188,8 @@ async def test_a_large_image_comes_whole_over_tls(tmp_path: Path) -> None:
 @pytest.mark.parametrize("certificate", ["expired", "other-host", "good"])
 async def test_an_untrusted_certificate_is_never_accepted(tmp_path: Path, certificate: str) -> None:
     """Expired, of another host, or of an unknown authority: no request is sent."""
-    async with host(answer(PNG), tls=_tls(certificate)) as peer:
-        ca_file = None if certificate == "good" else CERTIFICATES / "ca.pem"
+    async with host(answer(PNG), tls=server_tls(certificate)) as peer:
+        ca_file = None if certificate == "good" else CA
         async with fetching(tmp_path, VENDOR, allow_hosts=["127.0.0.1"], ca_file=ca_file) as fetcher:
             failure = await fetcher.fetch(peer.image)
     assert isinstance(failure, FetchFailed)

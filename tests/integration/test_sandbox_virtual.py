@@ -2,12 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import aiohttp
 import async_solipsism
@@ -16,19 +14,8 @@ import pytest
 from banana_batch.sandbox.charges import read_charges
 from banana_batch.sandbox.config import Latency, SandboxConfig
 from banana_batch.sandbox.server import Sandbox
+from tests.torture.virtual import Inline
 from tests.unit.pacing.simulated import simulate
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class Inline(Executor):
-    """Runs everything at once, on the caller's thread."""
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        future: Future[T] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 async def _night(folder: Path) -> tuple[float, list[int]]:

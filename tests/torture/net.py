@@ -8,7 +8,6 @@ nothing at all.
 import asyncio
 import random
 import socket
-import ssl
 import struct
 import sys
 from collections import Counter
@@ -21,10 +20,10 @@ from banana_batch.batch import Machinery
 from banana_batch.endpoint import transport
 from banana_batch.errors import Exit
 from tests.integration.whole_runs import Arrived, Eager, Ended, Gateway, gateway, run_batch, scratch
+from tests.tls import CA, server_tls
 
 from .suite import Figures, Suite
 
-CERTIFICATES = Path(__file__).parents[1] / "unit" / "endpoint" / "tls"
 JOBS = ("one", "two", "three")
 OFFSETS = 12
 SLOW = ("latency", "bandwidth", "slicer", "slow_close")
@@ -162,12 +161,6 @@ class Proxy:
         return False
 
 
-def _tls() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATES / "good.pem")
-    return context
-
-
 async def one(out: Path, fault: Fault | None, *, tls: bool) -> tuple[Ended, Gateway, Proxy]:
     """Run three jobs through a proxy with a fault."""
     port = 0
@@ -176,7 +169,7 @@ async def one(out: Path, fault: Fault | None, *, tls: bool) -> tuple[Ended, Gate
         url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/i/{len(peer.posts)}.png"
         return peer.sold(image_url=url).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
 
-    async with gateway(said, tls=_tls() if tls else None) as peer:
+    async with gateway(said, tls=server_tls("good") if tls else None) as peer:
         async with Proxy(int(peer.url.rsplit(":", 1)[1]), fault).open() as proxy:
             port = proxy.port
             ended = await run_batch(
@@ -184,7 +177,7 @@ async def one(out: Path, fault: Fault | None, *, tls: bool) -> tuple[Ended, Gate
                 peer.url.rsplit(":", 1)[0] + f":{port}",
                 JOBS,
                 timeout=TIMEOUT_S if fault and fault.kind == "timeout" else 20.0,
-                ca_file=str(CERTIFICATES / "ca.pem"),
+                ca_file=str(CA),
                 machinery=Machinery(rng=Eager()),
                 give_up_after=20.0,
             )
