@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +17,18 @@ from banana_batch.errors import BatchLocked, OutputError
 
 LOCK_NAME = ".lock"
 _TRIES = 100
+# What planned for a run that was killed holds its lock until it comes back from the disk: mostly some milliseconds.
+LEFTOVER_S = 5.0
+_LOOK_S = 0.01
 # No symlink is followed, and a pipe in its place is not waited for.
 _PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextlib.contextmanager
 def batch_lock(out: Path, pid: int | None = None) -> Iterator[int]:
-    """Hold the batch in `out` for as long as the context lasts, by the descriptor that is yielded. Never waits.
+    """Hold the batch in `out` for as long as the context lasts, by the descriptor that is yielded.
+
+    It waits for nobody but what a run that has ended already may have left behind, for LEFTOVER_S at most.
 
     Args:
         pid: Who is told to hold it; None: this process.
@@ -81,19 +87,32 @@ def _locked(out: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _PLAIN, 0o600)
         except OSError as failed:
             raise OutputError(f"{out}: can't make the lock file: {failed.strerror}") from failed
+        kept = False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(out, descriptor)
             # A starter whose manifest was bad removes its lock file again: a lock on a removed file locks nobody out.
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            raise _locked_by(out, holder) from None
+            kept = os.path.samestat(os.fstat(descriptor), os.stat(path))
         except FileNotFoundError:
             pass
-        os.close(descriptor)
+        finally:
+            if not kept:
+                os.close(descriptor)
+        if kept:
+            return descriptor
     raise OutputError(f"{out}: its lock file does not stay")
+
+
+def _lock(out: Path, descriptor: int) -> None:
+    ends_s = time.monotonic() + LEFTOVER_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not _has_ended(descriptor) or time.monotonic() >= ends_s:
+                raise _locked_by(out, _holder(descriptor)) from None
+            time.sleep(_LOOK_S)
+        else:
+            return
 
 
 def holder(out: Path) -> str | None:
@@ -121,19 +140,35 @@ def _is_held(descriptor: int) -> bool:
 
 
 def _is_alive(descriptor: int) -> bool:
+    named = _named(descriptor)
+    return named is not None and named[1] == socket.gethostname() and _is_process(named[0])
+
+
+def _has_ended(descriptor: int) -> bool:
+    """Tell whether it is certain that the holder has: it was a process of this machine."""
+    named = _named(descriptor)
+    return named is not None and named[1] == socket.gethostname() and not _is_process(named[0])
+
+
+def _is_process(pid: int) -> bool:
     try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
-        os.kill(int(found["pid"]), 0)
+        os.kill(pid, 0)
     except PermissionError:
         return True
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, OverflowError):
         return False
-    return bool(found["host"] == socket.gethostname())
+    return True
+
+
+def _named(descriptor: int) -> tuple[int, str] | None:
+    """Return the pid and the host that stand in the lock file."""
+    try:
+        found = json.loads(os.pread(descriptor, 4096, 0))
+        return int(found["pid"]), str(found["host"])[:100]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):  # it may hold anything
+        return None
 
 
 def _holder(descriptor: int) -> str:
-    try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
-        return f"pid {int(found['pid'])} on {str(found['host'])[:100]}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its pid is not known"
+    named = _named(descriptor)
+    return "its pid is not known" if named is None else f"pid {named[0]} on {named[1]}"
