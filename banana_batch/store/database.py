@@ -15,7 +15,7 @@ from banana_batch.errors import SettingsError
 from .checks import VERSION, check, check_version, damaged, refuse_odd, refusing_damage
 from .evidence import lost_commits
 from .mounts import remote_kind
-from .paths import STATE_NAME, in_use, state_path
+from .paths import in_use, state_path, wal_path
 from .shape import migrate
 
 # Tables that are STRICT; UPDATE … FROM.
@@ -33,9 +33,10 @@ def open_writer(out: Path) -> sqlite3.Connection:
         DiskError: it can't be read.
     """
     refuse_odd(out)
-    lost = lost_commits(state_path(out).with_name(f"{STATE_NAME}-wal"))
+    wal = wal_path(out)
+    lost = lost_commits(wal)
     if lost:
-        raise damaged(out, f"{lost:,} commits lie behind damage in {STATE_NAME}-wal")
+        raise damaged(out, f"{lost:,} commits lie behind damage in {wal.name}")
     with refusing_damage(out):
         db = connect(state_path(out))
         try:

@@ -20,6 +20,7 @@ from pathlib import Path
 from banana_batch.errors import ManifestError
 
 from .ballast import BALLAST_NAME
+from .paths import IMAGES_NAME
 
 LOG_NAME = "run.log"
 _WAL_HEADER, _FRAME_HEADER = 32, 24
@@ -167,7 +168,7 @@ def _last_attempt(log: Path) -> int:
 
 def _refuse_unknown_images(db: sqlite3.Connection, out: Path) -> None:
     db.execute("CREATE TEMP TABLE found (stem TEXT PRIMARY KEY) WITHOUT ROWID")
-    db.executemany("INSERT OR IGNORE INTO found VALUES (?)", ((stem,) for stem in _stems(out / "images", "")))
+    db.executemany("INSERT OR IGNORE INTO found VALUES (?)", ((stem,) for stem in _stems(out / IMAGES_NAME, "")))
     rows = db.execute(
         f"SELECT place AS stem, count(*) OVER () AS count FROM ("
         f" SELECT iif(job < {_FOLDER_SIZE}, '', job / {_FOLDER_SIZE} || '/') || stem AS place FROM jobs"

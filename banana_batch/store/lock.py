@@ -87,18 +87,14 @@ def _locked(out: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _PLAIN, 0o600)
         except OSError as failed:
             raise OutputError(f"{out}: can't make the lock file: {failed.strerror}") from failed
-        kept = False
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, descriptor)
             _lock(out, descriptor)
             # A starter whose manifest was bad removes its lock file again: a lock on a removed file locks nobody out.
-            kept = os.path.samestat(os.fstat(descriptor), os.stat(path))
-        except FileNotFoundError:
-            pass
-        finally:
-            if not kept:
-                os.close(descriptor)
-        if kept:
-            return descriptor
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    stack.pop_all()
+                    return descriptor
     raise OutputError(f"{out}: its lock file does not stay")
 
 
@@ -108,7 +104,7 @@ def _lock(out: Path, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not _has_ended(descriptor) or time.monotonic() >= ends_s:
+            if _runs(descriptor) is not False or time.monotonic() >= ends_s:
                 raise _locked_by(out, _holder(descriptor)) from None
             time.sleep(_LOOK_S)
         else:
@@ -136,23 +132,16 @@ def _is_held(descriptor: int) -> bool:
         with open("/proc/locks", encoding="ascii") as locks:
             return any("FLOCK" in line and f" {device} " in line for line in locks)
     except OSError:
-        return _is_alive(descriptor)
+        return _runs(descriptor) is True
 
 
-def _is_alive(descriptor: int) -> bool:
+def _runs(descriptor: int) -> bool | None:
+    """Tell whether the holder's process is there; None: it is not known, or another machine's."""
     named = _named(descriptor)
-    return named is not None and named[1] == socket.gethostname() and _is_process(named[0])
-
-
-def _has_ended(descriptor: int) -> bool:
-    """Tell whether it is certain that the holder has: it was a process of this machine."""
-    named = _named(descriptor)
-    return named is not None and named[1] == socket.gethostname() and not _is_process(named[0])
-
-
-def _is_process(pid: int) -> bool:
+    if named is None or named[1] != socket.gethostname():
+        return None
     try:
-        os.kill(pid, 0)
+        os.kill(named[0], 0)
     except PermissionError:
         return True
     except (OSError, OverflowError):

@@ -47,9 +47,14 @@ def exists(out: Path) -> bool:
     return False
 
 
+def wal_path(out: Path) -> Path:
+    """Return where SQLite keeps what was committed and is not in the state itself yet."""
+    return out / f"{STATE_NAME}-wal"
+
+
 def in_use(out: Path) -> bool:
     """Tell whether some of the state stands in its log: a run is at work, or was cut off."""
-    return state_path(out).with_name(f"{STATE_NAME}-wal").exists()
+    return wal_path(out).exists()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from banana_batch.models import KEPT_FREE_BYTES
 from banana_batch.ports import Listener
 
-from .paths import state_path
+from .paths import IMAGES_NAME, state_path
 
 # Images that may be bought without looking again while there is plenty of room: looking is a system call a job.
 MOST_UNLOOKED = 32
@@ -20,7 +20,7 @@ class Room:
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._places = (state_path(out), out / "images")
+        self._places = (state_path(out), out / IMAGES_NAME)
         self._known_as = self._identities()
         self._image_bytes = FIRST_GUESS_BYTES
         self._unlooked = 0
